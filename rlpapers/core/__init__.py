@@ -1,0 +1,50 @@
+"What every paper builds on; each name is imported from its module when first used."
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .checkpoint import *
+    from .claims import *
+    from .parallel import *
+    from .params import *
+    from .paths import *
+    from .plots import *
+    from .run import *
+    from .seeding import *
+    from .stats import *
+
+_MODULES = {
+    "paths": "UserError MissingExtra RunError Stored root home is_checkout settings_file "
+    "papers paper_name notebook require stored did_you_mean",
+    "params": "ParamError Params P Settings Resolved describe read_yaml parse_pairs "
+    "size_of default_preset settings preset_names load_preset experiments identify "
+    "merge resolve",
+    "checkpoint": "CheckpointError save_state load_state has_state delete_state "
+    "write_atomic disk_error plain canonical_json to_csv to_npz",
+    "seeding": "seeds derive torch_generator numpy_generator pick_device mix64 uniform",
+    "parallel": "threads thread_env sendable job_count usable_jobs pmap",
+    "run": "Run Unit provenance new_run_dir store params_text differing",
+    "stats": "Interval iqm bootstrap wilson newcombe fisher power_two_proportions "
+    "paired_permutation sign_test holm trimmed_mean kaplan_meier logrank",
+    "plots": "style COLORS MARKERS curve interval_dots heat_map",
+    "claims": "ClaimError Claim Finding load_claims recompute update check table render "
+    "status_table update_index",
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_MODULES})

@@ -1,0 +1,63 @@
+"""VRAIL: vectorized reward-based attribution for interpretable learning (arXiv 2506.16014).
+
+Each name is imported from its module when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .agents import *
+    from .attribution import *
+    from .bilevel import *
+    from .config import *
+    from .engine import *
+    from .features import *
+    from .generic import *
+    from .network import *
+    from .report import *
+    from .shaping import *
+    from .tabular import *
+    from .train import *
+    from .units import *
+    from .values import *
+    from .vector import *
+
+_MODULES = {
+    "tabular": "TabularMDP EnvMismatchError value_iteration policy_evaluation reachable "
+    "shaped from_gym compile",
+    "vector": "TabularVectorEnv make_vector",
+    "features": "Features TaxiFeatures GridFeatures DoorKeyFeatures BoxFeatures "
+    "doorkey_key doorkey_reward",
+    "values": "LinearValue QuadraticValue Design design dl_stage",
+    "config": "VRAILConfig DQNConfig VARIANTS variant",
+    "network": "Layout",
+    "engine": "Engine",
+    "agents": "TableEngine",
+    "train": "train StudyResult first_reach",
+    "attribution": "Attribution linear pairwise anova shapley subgoals support "
+    "plot_weights plot_heatmap",
+    "shaping": "PotentialShaping VectorPotentialShaping oracle random_potential project",
+    "bilevel": "bilevel_map",
+    "generic": "GenericConfig train_generic",
+    "units": "WORLDS world configurations train_block",
+    "report": "contrast reference view speed_table compare",
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+_SUB = {*_MODULES, "params", "claims", "bench", "pole"}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _SUB:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_SUB})
