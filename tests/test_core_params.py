@@ -260,7 +260,7 @@ def test_pairs():
     )
 )
 def test_params_survive_their_own_text(p):
-    from rlpapers.core.run import params_text
+    from rlpapers.core.folder import params_text
 
     back = merge(Study, {"given": read_yaml(params_text(p))})[0]
     assert back == p and hash(back) == hash(p)

@@ -18,10 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rlpapers import core
+from rlpapers.core import folder as folder_module
 from rlpapers.core import parallel, paths
-from rlpapers.core import run as run_module
+from rlpapers.core import unit as unit_module
+from rlpapers.core.folder import new_run_dir, store
 from rlpapers.core.paths import RunError
-from rlpapers.core.run import Resolved, Run, Unit, new_run_dir, store
+from rlpapers.core.run import Resolved, Run, Unit
 
 WORK = """
 import os, sys, time
@@ -237,7 +239,7 @@ def test_interrupt_ends_the_workers(work, tmp_path):
 def test_a_second_process_is_refused(work, tmp_path, monkeypatch):
     process = spawn(work, tmp_path / "r", pause=0.3, jobs=1)
     process.stdout.readline()
-    monkeypatch.setattr(run_module, "WAIT", 0.2)
+    monkeypatch.setattr(unit_module, "WAIT", 0.2)
     with pytest.raises(RunError, match=f"in use by process {process.pid}"):
         work.main(tmp_path / "r", resume=True)
     process.kill()
@@ -247,8 +249,8 @@ def test_a_second_process_is_refused(work, tmp_path, monkeypatch):
 
 def test_workers_of_a_killed_run_are_waited_for(work, tmp_path, monkeypatch):
     work.main(tmp_path / "r", jobs=1)
-    lock = run_module._flock(tmp_path / "r" / ".workers", shared=True)
-    monkeypatch.setattr(run_module, "WAIT", 0.2)
+    lock = unit_module.flock(tmp_path / "r" / ".workers", shared=True)
+    monkeypatch.setattr(unit_module, "WAIT", 0.2)
     with pytest.raises(RunError, match="workers of a killed run still write"):
         work.main(tmp_path / "r", resume=True)
     os.close(lock)
@@ -507,7 +509,7 @@ def test_shown_is_the_stored_small_at_smoke(project):
 
 def test_storing_needs_a_checkout(project, work, monkeypatch):
     run = work.main(project / "r", jobs=1)
-    monkeypatch.setattr(run_module, "is_checkout", lambda: False)
+    monkeypatch.setattr(folder_module, "is_checkout", lambda: False)
     with pytest.raises(RunError, match="in a checkout only"):
         store(run.dir)
 

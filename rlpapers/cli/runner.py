@@ -175,8 +175,8 @@ def run_folder(
     plan: Plan,  # the run
 ) -> Path:  # a folder that may be entered
     "The run folder of a plan, made when it is not there."
+    from rlpapers.core.folder import new_run_dir
     from rlpapers.core.params import experiments, resolve
-    from rlpapers.core.run import new_run_dir
 
     model = experiments(plan.paper)[plan.experiment]
     params = resolve(model, plan.paper, plan.experiment, plan.preset, plan.given).params

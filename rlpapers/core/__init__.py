@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .checkpoint import *
     from .claims import *
+    from .findings import *
+    from .folder import *
     from .parallel import *
     from .params import *
     from .paths import *
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from .run import *
     from .seeding import *
     from .stats import *
+    from .unit import *
 
 _MODULES = {
     "paths": "UserError MissingExtra RunError Stored root home is_checkout settings_file "
@@ -24,12 +27,14 @@ _MODULES = {
     "write_atomic disk_error plain canonical_json to_csv to_npz",
     "seeding": "seeds derive torch_generator numpy_generator pick_device mix64 uniform",
     "parallel": "threads thread_env sendable job_count usable_jobs pmap",
-    "run": "Run Unit provenance new_run_dir store params_text differing",
+    "unit": "Unit",
+    "folder": "provenance params_text differing new_run_dir store",
+    "run": "Run",
     "stats": "Interval iqm bootstrap wilson newcombe fisher power_two_proportions "
     "paired_permutation sign_test holm trimmed_mean kaplan_meier logrank",
     "plots": "style COLORS MARKERS curve interval_dots heat_map",
-    "claims": "ClaimError Claim Finding load_claims recompute update check table render "
-    "status_table update_index",
+    "findings": "ClaimError Claim Finding",
+    "claims": "load_claims recompute update check table render status_table update_index",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .engine import *
     from .features import *
     from .generic import *
+    from .lockstep import *
     from .network import *
     from .report import *
     from .shaping import *
@@ -32,6 +33,7 @@ _MODULES = {
     "values": "LinearValue QuadraticValue Design design dl_stage",
     "config": "VRAILConfig DQNConfig VARIANTS variant",
     "network": "Layout",
+    "lockstep": "LockStep Outcomes",
     "engine": "Engine",
     "agents": "TableEngine",
     "train": "train StudyResult first_reach",

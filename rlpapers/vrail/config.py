@@ -160,7 +160,7 @@ VARIANTS: dict[str, dict[str, Any]] = dict(
     dqn_walls=dict(estimator="none", shaping="none", features="onehot23"),
     dqn_scalar=dict(estimator="none", shaping="none", features="scalar"),
     dqn_gamma98=dict(estimator="none", shaping="none", gamma=0.98),
-    dqn_bootstrap=dict(estimator="none", shaping="none", truncation="bootstrap"),
+    dqn_bootstrap=dict(estimator="linear", shaping="none", truncation="bootstrap"),
     unshaped_adam=dict(
         estimator="quadratic", target="unshaped", terminal_potential="zero"
     ),

@@ -12,7 +12,7 @@ from typing import Literal
 
 from ..core.params import P, Params
 
-# %% ../../nbs/vrail/01_params.ipynb #185ee062
+# %% ../../nbs/vrail/01_params.ipynb #c57ecf6c
 class _Loop(Params):
     "The bi-level loop on a tabular world."
 
@@ -81,7 +81,7 @@ class Baselines(_Loop):
     )
     threshold: float = P(0.0, "level of convergence", unit="return", source="paper")
 
-# %% ../../nbs/vrail/01_params.ipynb #e65244aa
+# %% ../../nbs/vrail/01_params.ipynb #9ab69ba7
 class Ablation(_Loop):
     "Taxi: settings of the DL stage, and the trials that failed in the report."
 
@@ -98,21 +98,25 @@ class Ablation(_Loop):
     )
     trials: bool = P(True, "also the failed trials of appendix C", source="paper")
 
-# %% ../../nbs/vrail/01_params.ipynb #9b452a7d
+# %% ../../nbs/vrail/01_params.ipynb #a8b70f37
 class Generality(_Loop):
     "Other tabular worlds: does the attribution name the sub-goals?"
 
     worlds: list[str] = P(
         ["CliffWalking", "FrozenLake8x8", "FrozenLake8x8-slippery", "DoorKey-5x5"],
-        "worlds", source="our choice",
-    )  # fmt: skip
-    estimator: Literal["linear", "quadratic"] = P(
-        "linear", "value model", source="paper"
+        "worlds",
+        source="our choice",
     )
-    variant: str = P("corrected_linear", "variant of the loop", source="our choice")
+    configs: list[str] = P(
+        ["corrected_linear", "dqn_bootstrap"], "variants", source="our choice"
+    )
     agent: Literal["dqn", "double_dqn", "q_learning", "sarsa"] = P(
         "dqn", "agent of the RL stage", source="our choice"
     )
+    eps_decay: float = P(
+        0.998, "factor of exploration an episode", source="our choice", gt=0, le=1
+    )
+    eps_min: float = P(0.05, "floor of exploration", source="our choice", ge=0, le=1)
 
 # %% ../../nbs/vrail/01_params.ipynb #02d03d97
 class Dynamics(Params):
@@ -143,7 +147,7 @@ class Dynamics(Params):
         40, "cycles with the lagging agent", unit="cycles", source="our choice", ge=1
     )
 
-# %% ../../nbs/vrail/01_params.ipynb #68177868
+# %% ../../nbs/vrail/01_params.ipynb #da4fddc5
 class CartPole(Params):
     "VRAIL with continuous states on CartPole-v1."
 
