@@ -7,7 +7,7 @@ Docs: https://rlpapers.github.io/rlpapers/vrail/claims.html.md"""
 # %% auto #0
 __all__ = ['CLAIMS', 'subgoal_linear', 'subgoal_size', 'subgoal_quadratic', 'shaping_needed', 'posthoc_pairs', 'stability_linear',
            'stability_quadratic', 'speed_quadratic', 'speed_code_quadratic', 'speed_linear', 'walls', 'transfer',
-           'agnostic', 'oscillation', 'unshaped_collapse', 'doorkey', 'cartpole']
+           'agnostic', 'oscillation', 'corrected_speed', 'unshaped_collapse', 'doorkey', 'cartpole']
 
 # %% ../../nbs/vrail/19_claims.ipynb #2cf2b033
 from collections.abc import Callable
@@ -243,6 +243,17 @@ def oscillation(evidence: list[Stored]) -> Finding:
     return Finding(float(odd.mean()), None, 1, status, "norms alternate with 0")
 
 
+def corrected_speed(evidence: list[Stored]) -> Finding:
+    "Corrected linear VRAIL passes 0 in fewer episodes than DQN, on the same seeds."
+    study, base = evidence[0], evidence[-1]
+    a = _rows(base, "corrected_linear")["reach"]
+    b = _rows(study, "dqn")["reach 0"][: len(a)]  # both begin with the same seed
+    E = study.params["cycles"] * study.params["episodes"]
+    d = bootstrap(np.nan_to_num(a, nan=E) - np.nan_to_num(b, nan=E), "mean")
+    note = f"mean {np.nanmean(a):.0f} against {np.nanmean(b):.0f}"
+    return Finding(d.value, d, len(a), decide(d.high < 0, d, direction="less"), note)
+
+
 def unshaped_collapse(evidence: list[Stored]) -> Finding:
     "The consistent (unshaped) target makes learning collapse."
     s = evidence[-1]
@@ -300,6 +311,7 @@ CLAIMS: dict[str, Callable[[list[Stored]], Finding]] = {
     "shaping-needed": shaping_needed,
     "posthoc-pairs": posthoc_pairs,
     "oscillation": oscillation,
+    "corrected-speed": corrected_speed,
     "unshaped-collapse": unshaped_collapse,
     "doorkey": doorkey,
     "cartpole": cartpole,

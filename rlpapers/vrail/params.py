@@ -39,12 +39,14 @@ class _Loop(Params):
         ge=1,
     )
 
-# %% ../../nbs/vrail/01_params.ipynb #502a492b
+# %% ../../nbs/vrail/01_params.ipynb #7c176ca6
 class Study(_Loop):
     "Taxi: DQN against VRAIL, the report's figures 3 and 5 and its table 1."
 
-    env: str = P("Taxi", "world", source="paper")
-    features: str = P("onehot19", "features of network and estimator", source="paper")
+    env: Literal["Taxi"] = P("Taxi", "world", source="paper")
+    features: Literal["onehot19"] = P(
+        "onehot19", "features of estimator and network", source="paper"
+    )
     configs: list[str] = P(
         ["dqn", "linear", "quadratic", "code_quadratic"], "variants", source="paper"
     )
@@ -56,20 +58,20 @@ class Study(_Loop):
         "dqn", "agent of the RL stage", source="paper"
     )
 
-# %% ../../nbs/vrail/01_params.ipynb #f7918f94
+# %% ../../nbs/vrail/01_params.ipynb #f8f323f2
 class Transfer(_Loop):
     "Taxi: a learned linear potential, frozen and given to a fresh DQN (figure 4)."
 
-    env: str = P("Taxi", "world", source="paper")
+    env: Literal["Taxi"] = P("Taxi", "world", source="paper")
     teacher: str = P("linear", "variant that learns the potential", source="paper")
     teacher_seed: int = P(1000, "seed of the teacher", source="our choice", ge=0)
     threshold: float = P(0.0, "level of convergence", unit="return", source="paper")
 
-# %% ../../nbs/vrail/01_params.ipynb #480a30b9
+# %% ../../nbs/vrail/01_params.ipynb #5bf9ad31
 class Baselines(_Loop):
     "Taxi: agents and controls around VRAIL."
 
-    env: str = P("Taxi", "world", source="paper")
+    env: Literal["Taxi"] = P("Taxi", "world", source="paper")
     configs: list[str] = P(
         ["dqn"], "variants and controls with the DQN agent", source="spec, section 4"
     )
@@ -81,11 +83,11 @@ class Baselines(_Loop):
     )
     threshold: float = P(0.0, "level of convergence", unit="return", source="paper")
 
-# %% ../../nbs/vrail/01_params.ipynb #9ab69ba7
+# %% ../../nbs/vrail/01_params.ipynb #13f5af5e
 class Ablation(_Loop):
     "Taxi: settings of the DL stage, and the trials that failed in the report."
 
-    env: str = P("Taxi", "world", source="paper")
+    env: Literal["Taxi"] = P("Taxi", "world", source="paper")
     estimator: Literal["linear", "quadratic"] = P(
         "linear", "value model", source="paper"
     )
@@ -97,6 +99,9 @@ class Ablation(_Loop):
         [50, 100, 200], "cycle lengths tried", unit="episodes", source="our choice"
     )
     trials: bool = P(True, "also the failed trials of appendix C", source="paper")
+    factorial: bool = P(
+        False, "cross the cycle lengths with steps and step sizes", source="our choice"
+    )
 
 # %% ../../nbs/vrail/01_params.ipynb #a8b70f37
 class Generality(_Loop):

@@ -24,7 +24,7 @@ from rlpapers.core.stats import (
     trimmed_mean,
     wilson,
 )
-from .attribution import linear, pairwise, support
+from .attribution import pairwise, support
 from .features import Features, TaxiFeatures
 from .shaping import project
 from .tabular import TabularMDP, value_iteration
@@ -153,23 +153,27 @@ def compare(
         difference=bootstrap(d, "mean") if len(d) > 1 else None,
     )
 
-# %% ../../nbs/vrail/17_report.ipynb #ca7867b8
+# %% ../../nbs/vrail/17_report.ipynb #32fea869
 def contrast(
     weight: np.ndarray,  # w, shape (..., d), or W, shape (..., d, d)
     features: Features,  # features with groups
     feature: str = "P:T",  # name of the feature
-) -> np.ndarray:  # effect minus the mean effect of the rest of its group, shape (...)
+    kind: str = "linear",  # model of the weights: "linear" or "quadratic"
+) -> np.ndarray:  # effect minus mean effect of the rest of its group, NaN stays, (...)
     "Within-group contrast of one feature."
-    i = features.names.index(feature)
+    weight, i = np.asarray(weight, float), features.names.index(feature)
+    if kind not in ("linear", "quadratic"):
+        raise ValueError(f"kind must be 'linear' or 'quadratic', got {kind!r}")
+    square = (len(features.names),) * (2 if kind == "quadratic" else 1)
+    if weight.shape[-len(square) :] != square:
+        raise ValueError(f"{kind} weights must end in {square}, got {weight.shape}")
     group = next(g for g in features.groups.values() if i in g)
     rest = [j for j in group if j != i]
-    weight = np.asarray(weight, float)
-    square = weight.ndim > 1 and weight.shape[-1] == weight.shape[-2]
-    if square and weight.shape[-1] == len(features.names):
-        main = pairwise(weight, features, "sum_to_zero").main
-    else:
-        main = linear(weight, features).main
-    return main[..., i] - main[..., rest].mean(-1)
+    if kind == "linear":
+        return weight[..., i] - weight[..., rest].mean(-1)
+    known = np.isfinite(weight).all((-1, -2), keepdims=True)
+    main = pairwise(np.where(known, weight, 0.0), features, "sum_to_zero").main
+    return np.where(known[..., 0, 0], main[..., i] - main[..., rest].mean(-1), np.nan)
 
 # %% ../../nbs/vrail/17_report.ipynb #031d2406
 def reference(

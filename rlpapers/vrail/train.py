@@ -7,12 +7,14 @@ Docs: https://rlpapers.github.io/rlpapers/vrail/train.html.md"""
 # %% auto #0
 __all__ = ['first_reach', 'StudyResult', 'train', 'make_engine']
 
-# %% ../../nbs/vrail/11_train.ipynb #146c37ba
+# %% ../../nbs/vrail/11_train.ipynb #c420e4e6
+import hashlib
 import json
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +116,12 @@ class StudyResult:
         rows = []
         for name, m in zip(self.names, mean, strict=True):
             for e in at:
-                x = m[:, e][np.isfinite(m[:, e])]
-                if len(x):
+                x = m[:, e]
+                worst = np.nanmin(x) if np.isfinite(x).any() else np.nan
+                x = np.where(
+                    np.isfinite(x), x, worst
+                )  # stopped runs count as the worst
+                if np.isfinite(worst):
                     i = bootstrap(x, "iqm", level=ci, n_boot=500)
                     rows.append((name, e + window, i.value, i.low, i.high, len(x)))
         return pd.DataFrame(
@@ -231,8 +237,14 @@ def train(
             due = lock % every < engine.chunk or interrupt.asked
             if checkpoint is not None and engine.N and due:
                 store.save(engine, lock)
-            if interrupt.asked:
+            if interrupt.asked and checkpoint is not None:
                 raise KeyboardInterrupt("stopped between two steps")
+            if interrupt.asked:
+                warnings.warn(
+                    "interrupted: the result holds what was done", stacklevel=2
+                )
+                engine.z.active[:] = False
+                engine.compact()
     return collect(engine, list(configs), [int(s) for s in seeds])
 
 # %% ../../nbs/vrail/11_train.ipynb #b0345ab2
@@ -316,7 +328,7 @@ class _Store:
             return 0
         if state["runs"] != _names(engine):
             raise ValueError(
-                "the checkpoint belongs to other configurations or seeds; "
+                "the checkpoint belongs to other configurations, seeds or agents; "
                 "delete it or change them back"
             )
         engine.load_state_dict(state["engine"])
@@ -324,7 +336,23 @@ class _Store:
 
 
 def _names(engine: LockStep) -> str:
-    return json.dumps([[c.to_dict(), s] for c, s in engine.runs], sort_keys=True)
+    """What a checkpoint belongs to: agent, settings, world, features, potentials."""
+    digest = lambda a: hashlib.sha256(np.ascontiguousarray(a).tobytes()).hexdigest()[
+        :16
+    ]
+    mdp, kind = engine.mdp, type(engine).__name__
+    frozen = [c.potential for c, _ in engine.runs if c.potential is not None]
+    what = dict(
+        runs=[[c.to_dict(), s] for c, s in engine.runs],
+        agent=[kind, getattr(engine, "rule", ""), getattr(engine, "double", False)],
+        dqn=asdict(engine.dqn),
+        world=[digest(a) for a in (mdp.next_state, mdp.prob, mdp.reward, mdp.done)],
+        limits=[mdp.time_limit, digest(mdp.init)],
+        features=[digest(m.columns.cpu().numpy()) for m in engine.designs.values()],
+        inputs=digest(engine.x.cpu().numpy()) if hasattr(engine, "x") else "",
+        potentials=[digest(np.asarray(p, float)) for p in frozen],
+    )
+    return json.dumps(what, sort_keys=True)
 
 
 def collect(

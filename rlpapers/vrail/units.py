@@ -112,8 +112,8 @@ def control(
     on = mdp.reachable().astype(float)
     fitted = project(features, best, on).fitted
     if name == "constant_offset":
-        offset = (extra["gamma"] - 1) * float(np.average(fitted, weights=on))
-        return variant("dqn", name=name, reward_offset=offset, **extra)
+        extra = dict(extra, gamma=0.98)
+        return variant("dqn", name=name, reward_offset=-0.2, **extra)
     end = dict(terminal_potential="zero", truncation="bootstrap")
     phi = best if name == "oracle" else random_potential(features, fitted, weights=on)
     return variant("linear", name=name, potential=phi, **end, **extra)
@@ -205,22 +205,25 @@ def ablations(
     cycle_list: list[int],  # cycle lengths tried, episodes
     trials: bool = True,  # also `TRIALS`
     gamma: float = 0.99,  # discount
+    factorial: bool = False,  # cross cycle lengths with the rest; else vary them alone
 ) -> list[VRAILConfig]:  # the configurations, all of the same number of episodes
     "Settings of the DL stage around the paper's, and the failed trials."
+    total, out = cycles * episodes, []
     base = dict(cycles=cycles, episodes=episodes, gamma=gamma)
-    out = []
-    for n in epochs_list:
-        for lr in lr_list:
-            name = f"{n} steps of {lr:g}"
-            out.append(variant(estimator, name=name, dl_epochs=n, dl_lr=lr, **base))
-    total = cycles * episodes
-    for length in cycle_list:
-        if length == episodes:
-            continue
+    for length in dict.fromkeys([episodes, *cycle_list]):
         if total % length:
             raise UserError(f"cycle length {length} does not divide {total} episodes")
         shape = dict(base, cycles=total // length, episodes=length)
-        out.append(variant(estimator, name=f"cycles of {length}", **shape))
+        tail = "" if length == episodes else f", cycles of {length}"
+        if tail and not factorial:
+            out.append(variant(estimator, name=tail[2:], **shape))
+            continue
+        for n in epochs_list:
+            for lr in lr_list:
+                name = f"{n} steps of {lr:g}{tail}"
+                out.append(
+                    variant(estimator, name=name, dl_epochs=n, dl_lr=lr, **shape)
+                )
     for name, fields in TRIALS.items() if trials else ():
         out.append(variant(estimator, name=name, **fields, **base))
     return out
