@@ -12,7 +12,13 @@ import time
 
 import nbformat
 import pytest
-from toy import CLI, checkout, notebook, results, tree
+from toy import CLI, MAIN, checkout, notebook, results, tree
+
+from rlpapers.cli.kernel import NotebookRun
+from rlpapers.cli.launch import _store
+from rlpapers.cli.progress import Ticker
+from rlpapers.cli.runner import _watch, ended, status
+from rlpapers.core.paths import UserError
 
 RUN = "toy", "count", "--preset", "smoke"
 SHORT = "-p", "seeds=1", "-p", "steps=6"
@@ -113,6 +119,27 @@ def test_test_needs_a_checkout(cli):
     assert "needs a checkout" in cli.refused("test")
 
 
+def test_test_takes_the_tools_of_its_environment(tmp_path):
+    "Also where the environment is not activated; what is not installed is named."
+    package = checkout(tmp_path / "package")
+    (package / "tests").mkdir()
+    script = 'echo "${PATH%%:*} ${1:-}"'
+    (package / "tests/run.sh").write_text(script)
+    cli = CLI(package, tmp_path)
+    cli.env["PATH"] = os.defpath
+    assert cli("test", "--all") == f"{os.path.dirname(sys.executable)} --all\n"
+    code = (
+        "import importlib.util as u, sys; find = u.find_spec\n"
+        "u.find_spec = lambda n, *a: None if n == 'ruff' else find(n, *a)\n"
+        "from rlpapers.cli.app import main; sys.exit(main(['test']))"
+    )
+    p = subprocess.run(
+        [sys.executable, "-c", code], env=cli.env, capture_output=True, text=True
+    )
+    said = 'error: ruff not installed; run: pip install -e ".[dev]"\n'
+    assert (p.returncode, p.stdout, p.stderr) == (1, "", said)
+
+
 # refusals before a kernel starts ---------------------------------------------------
 
 REFUSED = {
@@ -141,6 +168,18 @@ REFUSED = {
 def test_refused(line, cli):
     assert line in cli.refused("run", *REFUSED[line])
     assert not list(cli.cwd.iterdir()), "nothing may be left behind"
+
+
+def test_absent_gpu_is_refused(cli):
+    "Before a folder is made, and without a hint to go on."
+    cli.env["CUDA_VISIBLE_DEVICES"] = ""
+    here = "toy", "count", "--preset", "smoke", "-p", "device=cuda"
+    for words in (("run", *here), ("sweep", *here), ("run", *here, "--resume")):
+        err = cli.refused(*words)
+        assert "device cuda is not there; use -p device=cpu" in err
+        assert "--resume" not in err
+        assert words[-1] == "--resume" or not list(cli.cwd.iterdir())
+    assert not list(cli.cwd.rglob("r001"))
 
 
 def test_wrong_options(cli):
@@ -204,13 +243,19 @@ def test_store_and_claims(finished, package):
     cwd, said = finished
     cli = CLI(package, cwd)
     assert re.search(r"^positive +0\.5 +– +– +– +undecided", said, re.M), "after a run"
-    said = cli("run", *RUN, *SHORT, "--resume", "--store")
-    assert said.endswith("next: rlpapers claims toy --update\n")
+    assert "--store" not in said, "a run of other values is no evidence"
+    err = cli.refused("run", *RUN, *SHORT, "--resume", "--store")
+    assert "keeps runs with the values of the preset; leave out seeds, steps" in err
     stored = package / "nbs/toy/results/smoke/count/result.json"
-    result = cwd / "_runs/toy/count/smoke/r001/result.json"
+    assert not stored.exists()
+    said = cli("run", *RUN, "-p", "steps=20", "--name", "kept")
+    assert said.count("--store)") == 1
+    said = cli("run", *RUN, "-p", "steps=20", "--name", "kept", "--resume", "--store")
+    assert said.endswith("next: rlpapers claims toy --update\n")
+    result = cwd / "_runs/toy/count/smoke/kept/result.json"
     assert result.read_bytes() == stored.read_bytes()
     said = cli("claims", "toy", "--update")
-    assert re.search(r"^positive +The mean is a number\. .* 1 +reproduced", said, re.M)
+    assert re.search(r"^positive +The mean is a number\. .* 2 +reproduced", said, re.M)
     assert "reproduced" in (package / "README.md").read_text()
     found = json.loads(cli("claims", "--json"))["toy"][0]
     ours = json.loads(result.read_text())["mean"]
@@ -265,14 +310,35 @@ def test_dead_kernel(cli):
     err = cli.refused("run", *RUN, *SHORT, "-p", "fail=die")
     assert "the kernel died" in err
     resume_command(err)
+    assert not ended(cli.cwd / "_runs/toy/count/smoke/r001/count.ipynb")
+
+
+def test_cell_fails_after_finish(cli):
+    "Complete results are not a finished run where the notebook is not."
+    words = "run", *RUN, *SHORT, "-p", "fail=late"
+    assert "the figure cannot be drawn" in cli.refused(*words)
+    folder = cli.cwd / "_runs/toy/count/smoke/r001"
+    assert json.loads((folder / "meta.json").read_text())["status"] == "done"
+    assert status(folder) != "done" and not ended(folder / "count.ipynb")
+    with pytest.raises(UserError, match="cannot be stored"):
+        _store(folder, quiet=True)
+    assert "the figure cannot be drawn" in cli.refused(*words, "--resume")
+    was = results(folder)
+    (cli.cwd / "mended").touch()
+    said = cli(*words, "--resume")
+    assert "already finished" not in said and results(folder) == was
+    assert status(folder) == "done" and ended(folder / "count.ipynb")
+    assert "already finished" in cli(*words, "--resume")
 
 
 def test_out_that_cannot_be(cli):
     (cli.cwd / "file").touch()
+    why = "(file exists|not a directory|no such file or directory)"
     for out in ("file", "file/below", "/proc/nowhere"):
-        assert "file" in cli.refused("run", *RUN, "--out", out) or out.startswith(
-            "/proc"
-        )
+        err = cli.refused("run", *RUN, "--out", out)
+        line = rf"cannot (make|write) \S*{out}\S*: {why}; choose another --out"
+        assert re.search(line, err), err
+    assert list(cli.cwd.iterdir()) == [cli.cwd / "file"]
 
 
 def namespace(script: str) -> list[str] | None:
@@ -285,11 +351,11 @@ def namespace(script: str) -> list[str] | None:
     return start if ok else None
 
 
-def in_namespace(cli, script, *words):
-    "Run a command where a file system was mounted for it alone."
-    start = namespace(script)
+def in_namespace(cli, script, *words, instead=None):
+    "Run a command where a file system was mounted for it alone, or a stand-in."
+    start = namespace(script) or instead
     if start is None:
-        pytest.skip("needs mount namespaces")
+        pytest.skip("needs mount namespaces, or a user other than root")
     main = "import sys; from rlpapers.cli.app import main; sys.exit(main())"
     command = [*start, sys.executable, "-c", main, *map(str, words)]
     p = subprocess.run(
@@ -303,17 +369,36 @@ def test_read_only_folder(cli):
     out = cli.cwd / "out"
     out.mkdir()
     script = f"mount -t tmpfs -o ro tmpfs {shlex.quote(str(out))}"
-    assert "ead-only" in in_namespace(cli, script, "run", *RUN, "--out", "out")
+    plain = ["env"] if os.getuid() else None  # root may write anywhere
+    out.chmod(0o555)
+    err = in_namespace(cli, script, "run", *RUN, "--out", "out", instead=plain)
+    out.chmod(0o755)
+    assert re.search("read-only|permission denied", err), err
+    assert "choose another --out" in err
+
+
+# a limit for each file, where no disk can be made
+LIMIT = ["bash", "-c", 'ulimit -f 1024 && exec "$@"', "bash"]
 
 
 def test_disk_full(cli):
     out = cli.cwd / "out"
     out.mkdir()
     script = f"mount -t tmpfs -o size=1m tmpfs {shlex.quote(str(out))}"
-    err = in_namespace(
-        cli, script, "run", *RUN, *SHORT, "-p", "fail=fill", "--out", "out"
+    words = "run", *RUN, *SHORT, "-p", "fail=fill", "--out", "out"
+    err = in_namespace(cli, script, *words, instead=LIMIT)
+    assert "o space left" in err or "file too large" in err
+
+
+def test_file_size_limit(cli):
+    "What stands in for a full disk where none can be made."
+    words = "run", *RUN, *SHORT, "-p", "fail=fill", "--out", "out"
+    command = [*LIMIT, sys.executable, "-c", MAIN, *map(str, words)]
+    p = subprocess.run(
+        command, env=cli.env, cwd=cli.cwd, capture_output=True, text=True
     )
-    assert "o space left" in err
+    assert p.returncode == 1 and p.stderr.count("\n") == 1, p.stderr
+    assert "file too large" in p.stderr
 
 
 def test_long_run(cli):
@@ -388,7 +473,7 @@ def test_sweep(cli):
         ]
         or "sweep+words=a,a,done,2" in table.read_text()
     )
-    assert "2 of 2 runs" in said
+    assert "\n0 of 2 runs\n" in said and "2 of 2 runs" in said
     cli.refused(*words)
     start = time.monotonic()
     cli(*words, "--resume")
@@ -421,6 +506,60 @@ def test_sweep_on_ray(cli):
         assert not list(cli.cwd.iterdir())
 
 
+RAY = """
+import os
+
+class Ref:
+    def __init__(self, f, args):
+        self.f, self.args = f, args
+
+class Task:
+    def __init__(self, f, **options):
+        self.f, self.given = f, options
+
+    def options(self, **more):
+        return Task(self.f, **self.given, **more)
+
+    def remote(self, *args):
+        with open(os.environ["FAKE_RAY"], "a") as f:
+            f.write(f"{self.given['num_gpus']}\\n")
+        return Ref(self.f, args)
+
+def init(**options): pass
+def shutdown(): pass
+def remote(**options): return lambda f: Task(f, **options)
+def wait(refs, timeout): return refs[:1], refs[1:]
+
+def get(ref):
+    if "words=lost" in ref.args[0]:
+        raise RuntimeError("the worker\\ndied")
+    return ref.f(*ref.args)
+"""
+
+
+def test_sweep_on_a_ray_that_loses_a_task(cli, tmp_path_factory):
+    "A stand-in for Ray: one run succeeds, the one before it is lost with its machine."
+    other = tmp_path_factory.mktemp("ray")
+    (other / "ray.py").write_text(RAY)
+    cli.env["PYTHONPATH"] += f"{os.pathsep}{other}"
+    cli.env |= {"FAKE_RAY": str(other / "asked"), "CUDA_VISIBLE_DEVICES": ""}
+    sweep = "sweep", "toy", "report", "--preset", "smoke", "--engine", "ray"
+    p = cli.start(*sweep, "-p", "words=lost,kept")
+    out, err = p.communicate(timeout=120)
+    assert p.returncode == 1 and err == "", (out, err)
+    assert "lost: RuntimeError: the worker died" in out
+    table = (cli.cwd / "_runs/toy/report/smoke/sweep.csv").read_text()
+    assert re.search(r"words=kept.*,kept,done,2$", table, re.M), table
+    assert re.search(r"words=lost.*,lost,lost: RuntimeError", table, re.M), table
+    assert (other / "asked").read_text().split() == ["0.0", "0.0"]
+    words = *sweep, "--name", "gpu", "-p", "device=cuda", "-p", "words=hi"
+    p = cli.start(*words)
+    out, err = p.communicate(timeout=120)
+    assert p.returncode == 1 and "device cuda is not there" in out, (out, err)
+    cli.start(*words, "--gpus", 0.25, "--resume").communicate(timeout=120)
+    assert (other / "asked").read_text().split()[2:] == ["1.0", "0.25"]
+
+
 def test_interrupted_sweep_ends_its_runs(cli):
     words = (
         "sweep",
@@ -445,6 +584,24 @@ def test_interrupted_sweep_ends_its_runs(cli):
 
 
 # progress --------------------------------------------------------------------------
+
+
+def test_long_run_says_so(capsys):
+    "Past the expected time the progress line tells it."
+
+    class Brief(NotebookRun):
+        waits = 0
+
+        def wait(self, seconds):
+            self.waits += 1
+            return self.waits > 3
+
+    ticker = Ticker(every=0.0)
+    _watch(Brief("a", "b", {}), "nowhere", ticker, 0)
+    _watch(Brief("a", "b", {}), "nowhere", Ticker(every=0.0), 1e-9)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "0:00 · starting the kernel"
+    assert second == "0:00 (longer than the expected 1e-09 min) · starting the kernel"
 
 
 def test_quiet_says_nothing(cli):

@@ -248,6 +248,10 @@ def test_pairs():
     for bad in (["a"], ["=1"], ["a b=1"], ["a=1", "a=2"], ["a=[1"]):
         with pytest.raises(ParamError):
             core.parse_pairs(bad)
+    for null in ("null", "~", "NULL", " # nothing", "[1, null]"):
+        with pytest.raises(ParamError) as e:
+            core.parse_pairs(["seed=1", f"gamma={null}"])
+        assert str(e.value) == "gamma: null means nothing here; leave it out"
 
 
 @given(

@@ -3,10 +3,13 @@
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import types
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from hypothesis import strategies as st
 from rlpapers import core
 from rlpapers.core import folder as folder_module
 from rlpapers.core import parallel, paths
+from rlpapers.core import run as run_module
 from rlpapers.core import unit as unit_module
 from rlpapers.core.folder import new_run_dir, store
 from rlpapers.core.paths import RunError
@@ -109,6 +113,11 @@ def whole(work, tmp_path_factory):
     return contents(folder)
 
 
+def everything(folder):
+    files = (p for p in Path(folder).rglob("*") if p.is_file() and p.name != ".lock")
+    return {p: p.read_bytes() for p in files}
+
+
 def contents(folder):
     return {n: (Path(folder) / n).read_bytes() for n in COMPARED}
 
@@ -170,12 +179,31 @@ def test_workers_and_one_process_give_the_same(work, whole, tmp_path):
 
 def test_a_finished_run_is_read_and_not_computed(work, whole, tmp_path, monkeypatch):
     run = work.main(tmp_path / "r", jobs=1)
-    meta = json.loads((run.dir / "meta.json").read_text())
+    before = everything(run.dir)
     monkeypatch.setattr(work, "work", lambda *a, **k: pytest.fail("computed again"))
     again = work.main(tmp_path / "r", resume=True, jobs=1)
     assert again.done and contents(tmp_path / "r") == whole
-    after = json.loads((run.dir / "meta.json").read_text())
-    assert after["wall_seconds"] == meta["wall_seconds"] and after["resumed"] == 1
+    assert everything(run.dir) == before
+
+
+def test_a_finished_run_is_not_written_any_more(work, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    run = work.main(tmp_path / "r", jobs=1)
+    before = everything(run.dir)
+    new = {"version": "9.9", "git": {"commit": "b", "dirty": True}}
+    monkeypatch.setattr(run_module, "provenance", lambda p: new)
+    again = Run(run.resolved, run.dir, resume=True)
+    again.log(x=1)
+    again.result({"x": 1})
+    again.table(pd.DataFrame({"a": [1]}))
+    again.table(pd.DataFrame({"a": [1]}), "new")
+    again.arrays("weights", w=[1])
+    again.figure(Figure(), "new")
+    with pytest.raises(ZeroDivisionError):
+        again.once("new", lambda: 1 / 0)
+    assert again.finish().endswith("done")
+    assert everything(run.dir) == before and again.status == "done"
 
 
 @given(unit=st.integers(0, 3), stop=st.integers(0, 11), partial_line=st.booleans())
@@ -264,15 +292,186 @@ def test_folders_of_others_are_refused(work, tmp_path):
     with pytest.raises(RunError, match="gamma: 0.9 there, 0.5 now") as e:
         work.main(tmp_path / "r", resume=True, gamma=0.5)
     assert "steps" not in str(e.value)
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "letter.txt").write_text("x")
+    home = tmp_path / "home"
+    (home / "units").mkdir(parents=True)
+    for name in ("letter.txt", ".letter.txt.7.tmp", ".x.tmp", "units/.x.7.tmp"):
+        (home / name).write_text("x")
+    before = everything(home)
     for resume in (False, True):
         with pytest.raises(RunError):
-            work.main(tmp_path / "home", resume=resume)
+            work.main(home, resume=resume)
+    assert everything(home) == before and not (home / ".lock").exists()
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "study.ipynb").write_text("papermill's")
     work.main(tmp_path / "new", jobs=1)
     work.main(tmp_path / "never" / "there", resume=True, jobs=1)
+
+
+def test_only_files_of_killed_runs_are_removed(tmp_path):
+    run = Run(resolved(), tmp_path / "r")
+    run_module.leave(run.dir)
+    own = [".meta.json.12.tmp", "units/a/.value.json.3.tmp", "units/.x.4.tmp"]
+    other = [".notes.tmp", "data/.x.5.tmp", "units/a/.mine.tmp", "units/a/x.5.tmp"]
+    for name in own + other:
+        (run.dir / name).parent.mkdir(parents=True, exist_ok=True)
+        (run.dir / name).write_text("x")
+    Run(resolved(), run.dir, resume=True)
+    assert [n for n in own + other if (run.dir / n).exists()] == other
+
+
+def test_folders_with_files_that_hold_no_mapping(project):
+    new = partial(new_run_dir, "vrail", "study", "smoke", resume=True)
+    folder = new_run_dir("vrail", "study", "smoke")
+    Run(resolved(), folder)
+    run_module.leave(folder)
+    assert new(params=core.Params()) == new() == folder
+    for file, text in (
+        ("meta.json", "[1]"),
+        ("params.yaml", "- 1"),
+        ("params.yaml", "x"),
+    ):
+        good = (folder / file).read_text()
+        (folder / file).write_text(text)
+        with pytest.raises(RunError, match=f"{file} holds no names"):
+            Run(resolved(), folder, resume=True)
+        with pytest.raises(RunError, match=f"{file} of r001 holds no names"):
+            getattr(core.Stored(folder, "smoke"), file.split(".")[0])
+        for params in (None, core.Params()):
+            other = new(params=params)
+            assert other != folder
+            other.rmdir()
+        (folder / file).write_text(good)
+    assert new(params=core.Params()) == folder
+
+
+def test_an_impossible_out_has_no_hint_to_resume(project):
+    (project / "file").write_text("")
+    with pytest.raises(RunError, match="; choose another --out$"):
+        new_run_dir("vrail", "study", "smoke", out=project / "file")
+
+
+def test_parts_of_a_run(tmp_path, monkeypatch):
+    said = {"version": "1", "git": {"commit": "a" * 40, "dirty": False}, "gpu": "A"}
+    monkeypatch.setattr(run_module, "provenance", lambda p: said)
+    meta = lambda: json.loads((tmp_path / "r" / "meta.json").read_text())
+
+    def go_on():
+        run = Run(resolved(), tmp_path / "r", resume=True)
+        run_module.leave(run.dir)
+        return run
+
+    go_on()
+    first = meta()
+    assert first["parts"] == [
+        {
+            "version": "1",
+            "commit": "a" * 40,
+            "dirty": False,
+            "started": first["started"],
+        }
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        go_on()
+    said = {"version": "2", "git": {"commit": "b" * 40, "dirty": True}, "gpu": "B"}
+    with pytest.warns(UserWarning) as w:
+        run = go_on()
+    assert str(w[0].message) == (
+        "resumed with another version (1 before, 2 now)"
+        " and another commit (aaaaaaaaaaaa before, bbbbbbbbbbbb now)"
+    )
+    run.finish()
+    after = meta()
+    assert [p["version"] for p in after["parts"]] == ["1", "1", "2"]
+    assert after["parts"][2]["dirty"] is True and after["resumed"] == 2
+    same = ("version", "git", "gpu", "started")
+    assert {k: after[k] for k in same} == {k: first[k] for k in same}
+
+
+def test_a_temporary_folder_is_removed_unless_the_run_failed(project, work):
+    code = """
+import sys
+from pathlib import Path
+import core_run_work as w
+from rlpapers.core import paths
+from rlpapers.core.run import Run
+paths.root = Path.cwd
+run = Run.start(w.Study, {"preset": "smoke"}, paper="vrail", experiment="study")
+print(run.dir, flush=True)
+if sys.argv[1] == "fail":
+    run.once("a", lambda: 1 / 0)
+if sys.argv[1] == "mend":
+    try:
+        run.once("a", lambda: 1 / 0)
+    except ZeroDivisionError:
+        run.once("a", lambda: 1)
+if sys.argv[1] != "leave":
+    run.finish()
+assert run.dir.is_dir()
+"""
+    env = os.environ | {"PYTHONPATH": str(Path(work.__file__).parent)}
+    env["TMPDIR"] = str(project)
+    stays = {}
+    for how in ("finish", "leave", "mend", "fail"):
+        p = subprocess.run(
+            [sys.executable, "-c", code, how],
+            env=env,
+            text=True,
+            capture_output=True,
+        )
+        assert (p.returncode == 0) == (how != "fail"), p.stderr
+        stays[how] = Path(p.stdout.strip()).is_dir()
+    assert stays == {"finish": False, "leave": False, "mend": False, "fail": True}
+
+
+def test_tensorboard_is_asked_for_and_missing(project, work, monkeypatch):
+    monkeypatch.setenv("RLPAPERS_TENSORBOARD", "1")
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    said = "^tensorboard is not installed; run: pip install 'rlpapers.lab.'$"
+    with pytest.raises(core.MissingExtra, match=said):
+        Run.start(work.Study, {"preset": "smoke", "out_dir": "o"}, paper="vrail")
+    assert not (project / "o").exists()
+    monkeypatch.setenv("RLPAPERS_TENSORBOARD", "0")
+    Run.start(work.Study, {"preset": "smoke", "out_dir": "o"}, paper="vrail")
+
+
+def test_tensorboard_gets_the_numbers_of_the_logs(work, whole, tmp_path, monkeypatch):
+    got = []
+
+    class Writer:
+        def __init__(self, folder):
+            self.name = str(Path(folder).relative_to(tmp_path / "r" / "tensorboard"))
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def add_scalar(self, name, value, step):
+            got.append((self.name, name, value, step))
+
+    board = types.SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    monkeypatch.setenv("RLPAPERS_TENSORBOARD", "1")
+    run = work.main(tmp_path / "r", jobs=1)
+    assert contents(run.dir) == whole and len(got) == 4 * 12 + 1
+    lines = [json.loads(x) for x in whole["metrics.jsonl"].splitlines()]
+    assert got[1] == ("seed0", "x", lines[1]["x"], 1)
+    assert got[-1] == ("run", "total", lines[-1]["total"], 0)
+
+
+def test_tensorboard_for_real(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    monkeypatch.setenv("RLPAPERS_TENSORBOARD", "1")
+    run = Run(resolved(), tmp_path / "r")
+    run.once("a/b", lambda unit: [unit.log(step=2 * i, x=i) for i in range(3)] and None)
+    run.finish()
+    events = EventAccumulator(str(run.dir / "tensorboard" / "a" / "b")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("x")] == [(0, 0), (2, 1), (4, 2)]
 
 
 @pytest.mark.parametrize("what", ["value.json", "metrics.jsonl"])
@@ -472,7 +671,125 @@ def test_names_of_run_folders(project, work):
             new(name=bad)
 
 
-def test_store(project, work):
+@pytest.fixture
+def own(project, work, monkeypatch):
+    "The project with the experiment of `work`, in a git repository without changes."
+    for preset in ("smoke", "small"):
+        file = project / "nbs/vrail/presets" / f"{preset}.yaml"
+        file.write_text("study: {seeds: 4}")
+    monkeypatch.setattr(folder_module, "experiments", lambda paper: work.PARAMS)
+    monkeypatch.setattr(folder_module, "root", lambda: project)
+    (project / ".gitignore").write_text("ignored/\n")
+    (project / "nbs/vrail/results/small/old").mkdir(parents=True)
+    for name in ("nbs/vrail/results/small/old/result.json", "nbs/vrail/claims.yaml"):
+        (project / name).write_text("{}")
+    git(project, "init", "-q")
+    git(project, "add", ".")
+    git(project, "commit", "-qm", "first")
+    return project
+
+
+def git(folder, *words):
+    who = ["-c", "user.name=n", "-c", "user.email=e@example.org"]
+    command = ["git", "-C", str(folder), *who, *words]
+    subprocess.run(command, check=True, capture_output=True)
+
+
+def test_what_makes_a_checkout_dirty(own, work):
+    dirty = lambda: folder_module.provenance(core.Params())["git"]["dirty"]
+    assert dirty() is False
+    work.main(own / "out" / "r", jobs=1)
+    work.main(own / "nbs/vrail/r", jobs=1)
+    for name in (
+        "nbs/vrail/results/small/new/result.json",
+        "nbs/vrail/results/small/old/result.json",
+        "nbs/vrail/results/big/new.csv",
+        "nbs/lqr/results/small/new/result.json",
+        "nbs/vrail/claims.yaml",
+        "README.md",
+        "notes.txt",
+        "ignored/nbs/x.py",
+    ):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).write_text("changed")
+        assert dirty() is False, name
+    for name in ("nbs/vrail/99_new.ipynb", "rlpapers/ü x.py", "nbs/lqr/presets/a.yaml"):
+        (own / name).parent.mkdir(parents=True, exist_ok=True)
+        (own / name).write_text("changed")
+        assert dirty() is True, name
+        (own / name).unlink()
+    (own / "settings.ini").write_text("changed")
+    assert dirty() is True
+
+
+def test_only_the_parameters_of_the_preset_are_stored(own, work):
+    run = work.main(own / "r", jobs=1)
+    target = store(run.dir)
+    assert [s.split(" ")[0] for s in folder_module.stale("vrail")] == ["small/old"]
+    other = work.main(own / "other", jobs=1, gamma=0.5)
+    said = "parameters of preset smoke .gamma: 0.5 there, 0.9 now.; it is not stored$"
+    with pytest.raises(RunError, match=said):
+        store(other.dir)
+    assert core.stored("vrail", "study", "smoke").params["gamma"] == 0.9
+    (own / "nbs/vrail/results/small/old/result.json").unlink()
+    (own / "nbs/vrail/results/small/old").rmdir()
+    assert folder_module.stale("vrail") == []
+    (own / "nbs/vrail/presets/smoke.yaml").write_text("study: {seeds: 4, gamma: 0.1}")
+    assert folder_module.stale("vrail") == ["smoke/study (gamma: 0.9 there, 0.1 now)"]
+    (own / "nbs/vrail/presets/smoke.yaml").unlink()
+    assert "unknown preset 'smoke'" in folder_module.stale("vrail")[0]
+    target.rename(target.with_name("gone"))
+    assert "no known experiment" in folder_module.stale("vrail")[0]
+
+
+def test_storing_warns_of_uncommitted_changes(own, work):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store(work.main(own / "clean", jobs=1).dir)
+    (own / "settings.ini").write_text((own / "settings.ini").read_text() + "\n")
+    run = work.main(own / "r", jobs=1)
+    with pytest.warns(UserWarning, match="^smoke/study was computed with changes"):
+        store(run.dir)
+
+
+def test_storing_never_loses_what_was_stored(own, work, monkeypatch):
+    run = work.main(own / "r", jobs=1)
+    target, real = store(run.dir), os.replace
+    before = everything(target)
+
+    def fail(a, b):
+        if Path(b) == target and Path(a).name.endswith(".tmp"):
+            raise OSError(28, "full")
+        real(a, b)
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(RunError, match="full"):
+        store(run.dir)
+    assert everything(target) == before
+    assert [p.name for p in target.parent.iterdir()] == ["study"]
+
+    def kill(a, b):
+        if Path(b) == target and Path(a).name.endswith(".tmp"):
+            raise KeyboardInterrupt
+        real(a, b)
+
+    monkeypatch.setattr(os, "replace", kill)
+    with pytest.raises(KeyboardInterrupt):
+        store(run.dir)
+    kept = target.with_name(".study.old")
+    assert {p.name for p in kept.iterdir()} == {p.name for p in before}
+    monkeypatch.setattr(os, "replace", real)
+    with monkeypatch.context() as m:
+        full = OSError(28, "full")
+        m.setattr(shutil, "copyfile", lambda *a: (_ for _ in ()).throw(full))
+        with pytest.raises(RunError, match="full"):
+            store(run.dir)
+    assert everything(target) == before
+    assert everything(store(run.dir)) == before
+    assert [p.name for p in target.parent.iterdir()] == ["study"]
+
+
+def test_store(own, project, work):
     run = work.main(project / "r", jobs=1)
     target = store(run.dir)
     assert target == project / "nbs/vrail/results/smoke/study"
@@ -483,7 +800,8 @@ def test_store(project, work):
     assert s.arrays("weights")["w"].shape == (4, 4) and len(s.table()) == 4
     (target / "old.csv").write_text("")
     (run.dir / "big.csv").write_bytes(b"x" * 1_600_000)
-    assert sorted(p.name for p in store(run.dir).iterdir()) == have
+    with pytest.warns(UserWarning, match="^not stored, over 1.5 MB: big.csv$"):
+        assert sorted(p.name for p in store(run.dir).iterdir()) == have
     (run.dir / "result.csv").write_bytes(b"x" * 1_600_000)
     with pytest.raises(RunError, match="over 1.5 MB"):
         store(run.dir)
@@ -494,8 +812,9 @@ def test_store(project, work):
     assert core.stored("vrail", "study") is None
 
 
-def test_shown_is_the_stored_small_at_smoke(project):
-    small = Run(Resolved(core.Params(), {}, "small", "vrail", "study"), project / "s")
+def test_shown_is_the_stored_small_at_smoke(own, project, work):
+    p = work.Study(seeds=4)
+    small = Run(Resolved(p, {}, "small", "vrail", "study"), project / "s")
     small.result({"x": "small"})
     small.finish()
     smoke = Run(resolved(), project / "r")

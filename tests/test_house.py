@@ -320,6 +320,24 @@ def test_settings_have_the_five_sizes():
     assert settings()["smoke"]["device"] == settings()["small"]["device"] == "cpu"
 
 
+def test_what_is_imported_is_declared():
+    "Also what another requirement brings along, so that it cannot go away with it."
+    names = [r for e in EXTRAS.values() for r in e] + modules_required()
+    declared = {canonicalize_name(Requirement(r).name) for r in names}
+    owners = metadata.packages_distributions()
+    missing = set()
+    for path in modules():
+        for n in ast.walk(ast.parse(path.read_text())):
+            found = [a.name for a in n.names] if isinstance(n, ast.Import) else []
+            if isinstance(n, ast.ImportFrom) and not n.level:
+                found = [n.module]
+            for top in {m.split(".")[0] for m in found} - sys.stdlib_module_names:
+                dists = {canonicalize_name(d) for d in owners.get(top, [top])}
+                if top != "rlpapers" and not dists & declared:
+                    missing.add((name(path), top))
+    assert not missing
+
+
 def test_version_has_its_entry_in_the_changelog():
     heads = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.M)
     assert __version__ in heads[:2], heads
@@ -413,6 +431,16 @@ def test_preset_validates(paper, preset):
             params.resolve(model, paper, experiment, preset)
 
 
+# Stored results
+
+
+@built
+def test_stored_results_are_of_todays_presets(paper):
+    from rlpapers.core.folder import stale
+
+    assert stale(paper) == []
+
+
 # Claims
 
 
@@ -500,6 +528,22 @@ def test_ci_runs_the_readme():
     assert second in (ROOT / ".ci/run").read_text().splitlines()
 
 
+def test_readme_commands_need_nothing_before_them():
+    start = "python3 -m venv .venv && . .venv/bin/activate &&"
+    first = next(c for c in commands() if "rlpapers run" in c)
+    assert first.startswith(f"{start} pip install")
+    k = next(i for i, c in enumerate(commands()) if c.endswith("rlpapers test"))
+    assert commands()[k - 1] == start
+    assert README.index("PIP_EXTRA_INDEX_URL") < README.index(start)
+
+
+def test_workflows_take_the_same_torch():
+    for file in (ROOT / ".github/workflows").glob("*.yml"):
+        for job in yaml.safe_load(file.read_text())["jobs"].values():
+            index = job["env"]["PIP_EXTRA_INDEX_URL"]
+            assert index == "https://download.pytorch.org/whl/cpu", file.name
+
+
 def test_readme_commands_exist():
     out = subprocess.run(["rlpapers", "--help"], capture_output=True, text=True)
     called = {m for c in commands() for m in re.findall(r"\brlpapers ([a-z]+)", c)}
@@ -516,3 +560,8 @@ def test_readme_python_runs():
             [sys.executable, "-c", code], capture_output=True, text=True
         )
         assert out.returncode == 0, out.stderr[-1000:]
+        told = re.findall(r"# (-?\d+\.(\d+))", code)
+        printed = [float(x) for x in out.stdout.split()]
+        assert told and [t for t, _ in told] == [
+            f"{x:.{len(d)}f}" for x, (_, d) in zip(printed, told, strict=True)
+        ]

@@ -11,6 +11,8 @@ import time
 import pytest
 from toy import CLI, ROOT, checkout, kill, results
 
+from rlpapers.cli.runner import ended
+
 KILLS, SEED = 10, 20250916
 
 
@@ -34,6 +36,7 @@ def test_ten_kills(job):
     base = next(cli.cwd.glob("_runs/*/*/smoke"))
     whole = results(base / "whole")
     assert {"result.json", "metrics.jsonl"} <= set(whole)
+    assert complete(base / "whole")
     draw = random.Random(SEED)
     parts = [(i + draw.random()) / KILLS for i in range(KILLS)]  # of a run's duration
     kills, ends = [], 0
@@ -43,6 +46,7 @@ def test_ten_kills(job):
             name, start = f"k{ends}", time.monotonic()
             while not one_attempt(cli, words, name, part * took, i % 2 == 0):
                 assert results(base / name) == whole  # it ended before its moment
+                assert complete(base / name)
                 took = min(took, time.monotonic() - start) if fresh else took
                 ends, fresh = ends + 1, True
                 name, start = f"k{ends}", time.monotonic()
@@ -50,10 +54,17 @@ def test_ten_kills(job):
             fresh = False
         cli(*words, "--name", f"k{ends}", "--resume")
         assert results(base / f"k{ends}") == whole
+        assert complete(base / f"k{ends}")
         ends += 1
     assert len(kills) == KILLS
     print(f"\nseed {SEED}: killed after {kills} s, {ends} runs came to an end,")
     print(f"each equal to the run left alone; such a run takes {took:.1f} s")
+
+
+def complete(folder) -> bool:
+    "Whether the folder holds one executed notebook, run to its end."
+    found = list(folder.glob("*.ipynb"))
+    return len(found) == 1 and ended(found[0])
 
 
 def one_attempt(cli, words, name, moment, everything) -> bool:

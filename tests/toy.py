@@ -23,7 +23,7 @@ class Count(Params):
     pause: float = P(0.0, "rest after each step", unit="seconds", ge=0, le=60)
     scale: float = P(1.0, "factor of each number", source="paper, table 1", ge=0)
     rule: Literal["plain", "square"] = P("plain", "what is added")
-    fail: Literal["no", "bug", "user", "die", "fill"] = P("no", "how to fail")
+    fail: Literal["no", "bug", "user", "die", "fill", "late"] = P("no", "how to fail")
 
 class Report(Params):
     "Says how many seeds there are."
@@ -59,6 +59,8 @@ def fail(how):
         1 / 0
     if how == "user":
         raise UserError("the moon is full; wait a day")
+    if how == "late" and not os.path.exists("mended"):
+        raise UserError("the figure cannot be drawn")
     if how == "die":
         os.kill(os.getpid(), signal.SIGKILL)
 """
@@ -73,7 +75,7 @@ COUNT = [
     "run = Run.start(PARAMS['count'], globals())\np = run.params",
     "names = {f'seed{s}': (p, s) for s in range(p.seed, p.seed + p.seeds)}\n"
     "rows = run.map(walk, names)",
-    "break_off(p.fail)",
+    "if p.fail != 'late':\n    break_off(p.fail)",
     "data = b'x' * (2_000_000 if p.fail == 'fill' else 10)\n"
     "totals = [r['total'] for r in rows.values()]\n"
     "run.log(mean=sum(totals) / len(totals))\n"
@@ -84,6 +86,7 @@ COUNT = [
     "    run.arrays('big', x=np.random.default_rng(0).random(1_000_000))\n"
     "run.result({'mean': sum(totals) / len(totals), 'n': p.seeds})",
     "run.finish()",
+    "if p.fail == 'late':\n    break_off(p.fail)",
 ]
 
 REPORT = [

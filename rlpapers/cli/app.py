@@ -8,7 +8,7 @@ Docs: https://rlpapers.github.io/rlpapers/cli/app.html.md"""
 __all__ = ['app', 'PAPER', 'EXPERIMENT', 'PRESET', 'JSON', 'Commands', 'root', 'list_papers', 'show', 'run', 'sweep', 'claims',
            'bench', 'doctor', 'run_tests', 'explain', 'main']
 
-# %% ../../nbs/cli/10_app.ipynb #9c19f3ec
+# %% ../../nbs/cli/10_app.ipynb #2d91ebb2
 import os
 import sys
 from typing import Annotated
@@ -128,13 +128,18 @@ def run(
 ):
     "Run an experiment: its notebook, through papermill, into a run folder."
     from rlpapers.cli.launch import given_values, launch
-    from rlpapers.cli.runner import plan_runs
+    from rlpapers.cli.runner import off_preset, plan_runs
     from rlpapers.core.paths import UserError, is_checkout
 
     given = given_values(param, seed, seeds)
     plans = plan_runs(paper, experiment, preset, given, name, out, resume)
     if store and not is_checkout():
         raise UserError("--store needs a checkout; this is an installed wheel")
+    if store and (off := {k for p in plans for k in off_preset(p)}):
+        names = ", ".join(sorted(off))
+        raise UserError(
+            f"--store keeps runs with the values of the preset; leave out {names}"
+        )
     launch(plans, store, quiet)
 
 # %% ../../nbs/cli/10_app.ipynb #bc8fc462
@@ -155,7 +160,10 @@ def sweep(
     jobs: Annotated[int, typer.Option(help="Runs at once (local).", min=1)] = 1,
     engine: Annotated[str, typer.Option(help="local or ray.")] = "local",
     address: Annotated[str, typer.Option(help="Address of a Ray cluster.")] = "",
-    gpus: Annotated[float, typer.Option(help="GPUs of a run (ray).", min=0)] = 0.0,
+    gpus: Annotated[
+        float | None,
+        typer.Option(help="GPUs of a run (ray); 1 for device cuda.", min=0),
+    ] = None,
 ):
     "Run an experiment over a grid of parameters."
     from rlpapers.cli.launch import launch_sweep
@@ -164,7 +172,7 @@ def sweep(
 
     engine = pick("engine", engine, ["local", "ray"])
     points, plans = plan_sweep(
-        paper, experiment, preset, param or [], name, out, resume
+        paper, experiment, preset, param or [], name, out, resume, engine
     )
     if not launch_sweep(points, plans, name, engine, jobs, address, gpus):
         raise typer.Exit(1)
@@ -255,7 +263,7 @@ def doctor(as_json: Annotated[bool, JSON] = False):
     if found["missing"] or not found["runs_folder"]["writable"]:
         raise typer.Exit(1)
 
-# %% ../../nbs/cli/10_app.ipynb #9f082c7a
+# %% ../../nbs/cli/10_app.ipynb #dc91ac7f
 @app.command("test")
 def run_tests(
     all_: Annotated[
@@ -263,6 +271,7 @@ def run_tests(
     ] = False,
 ):
     "Everything the continuous integration checks; needs a checkout."
+    import importlib.util
     import subprocess
 
     from rlpapers.core.paths import UserError, home, is_checkout
@@ -270,13 +279,26 @@ def run_tests(
     script = home().parent / "tests" / "run.sh"
     if not is_checkout() or not script.exists():
         raise UserError("rlpapers test needs a checkout; this is an installed wheel")
+    tools = "nbdev", "pytest", "hypothesis", "ruff", "build"
+    lacking = [t for t in tools if importlib.util.find_spec(t) is None]
+    if lacking:
+        raise UserError(
+            f'{", ".join(lacking)} not installed; run: pip install -e ".[dev]"'
+        )
+    path = os.pathsep.join(  # the tools of this environment, activated or not
+        [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]
+    )
     raise typer.Exit(
-        subprocess.call(["bash", str(script), *(["--all"] if all_ else [])])
+        subprocess.call(
+            ["bash", str(script), *(["--all"] if all_ else [])],
+            env={**os.environ, "PATH": path},
+        )
     )
 
-# %% ../../nbs/cli/10_app.ipynb #afff1f1e
+# %% ../../nbs/cli/10_app.ipynb #5b971e1b
 def explain(
     error: BaseException,  # what went wrong
+    command: str = "",  # in which command
 ) -> tuple[str, int]:  # one line, exit code
     "The line and the exit code for an error."
     from rlpapers.cli.kernel import Interrupted
@@ -291,7 +313,9 @@ def explain(
         return text, 1
     if isinstance(error, OSError) and error.strerror:
         place = f": {error.filename}" if error.filename else ""
-        return f"{error.strerror.lower()}{place}; choose another place with --out", 1
+        writes = command in ("run", "sweep")
+        hint = "; choose another place with --out" if writes else ""
+        return f"{error.strerror.lower()}{place}{hint}", 1
     more = "run again with --debug for the traceback"
     return f"{type(error).__name__}: {text} ({more})", 1
 
@@ -323,7 +347,7 @@ def main(
     except (Exception, KeyboardInterrupt) as e:
         if debug:
             raise
-        line, code = explain(e)
+        line, code = explain(e, next((w for w in words if w[:1] != "-"), ""))
         sys.stdout.flush()
         print(f"error: {line}", file=sys.stderr)
         return code

@@ -7,52 +7,54 @@ Docs: https://rlpapers.github.io/rlpapers/cli/doctor.html.md"""
 # %% auto #0
 __all__ = ['UNLOCKS', 'LIBRARIES', 'requirements', 'lacks', 'extras', 'writable', 'device', 'report', 'show_report']
 
-# %% ../../nbs/cli/07_doctor.ipynb #cfd01bb2
+# %% ../../nbs/cli/07_doctor.ipynb #d7612ed7
 import os
 import platform
-import re
 import shutil
 import tempfile
 from importlib import metadata
 from pathlib import Path
 
-# %% ../../nbs/cli/07_doctor.ipynb #84789e28
+# %% ../../nbs/cli/07_doctor.ipynb #60a6c9f8
 def requirements(
     package: str = "rlpapers",  # an installed package
 ) -> dict[str, list]:  # requirements by extra, "" for the base
     "What a package asks for, extra by extra."
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
-    info = metadata.metadata(package)
-    wanted = {"": [], **{e: [] for e in info.get_all("Provides-Extra") or []}}
+    named = metadata.metadata(package).get_all("Provides-Extra") or []
+    wanted = {"": [], **{canonicalize_name(e): [] for e in named}}
     for text in metadata.requires(package) or []:
         need = Requirement(text)
-        named = re.search(r"extra == ['\"]([\w.-]+)['\"]", str(need.marker or ""))
-        extra = named[1] if named else ""
-        if need.marker is None or need.marker.evaluate({"extra": extra}):
-            wanted.setdefault(extra, []).append(need)
+        holds = lambda e, m=need.marker: m is None or m.evaluate({"extra": e})
+        for extra in [""] if holds("") else filter(holds, wanted):
+            wanted[extra].append(need)
     return wanted
 
-# %% ../../nbs/cli/07_doctor.ipynb #9e81424f
+# %% ../../nbs/cli/07_doctor.ipynb #d497f8a0
 def lacks(
     needs: list,  # requirements
-    package: str = "rlpapers",  # whose extras they may name
 ) -> list[str]:  # those that are not met, with the version that is there
-    "Requirements that this environment does not meet."
-    missing = []
-    for need in needs:
+    "Requirements that this environment does not meet, those of named extras too."
+    from packaging.utils import canonicalize_name
+
+    missing, todo, seen = [], list(needs), set()
+    while todo:
+        need = todo.pop(0)
         try:
             have = metadata.version(need.name)
         except metadata.PackageNotFoundError:
             missing.append(str(need).split(";")[0].strip())
             continue
-        if need.name == package:  # an extra made of other extras
-            table = requirements(package)
-            for extra in need.extras:
-                missing += lacks(table.get(extra, []), package)
-        elif not need.specifier.contains(have, prereleases=True):
+        if not need.specifier.contains(have, prereleases=True):
             missing.append(f"{need.name}{need.specifier} (have {have})")
-    return missing
+        for extra in sorted(need.extras):
+            key = canonicalize_name(need.name), canonicalize_name(extra)
+            if key not in seen:
+                seen.add(key)
+                todo += requirements(need.name).get(key[1], [])
+    return list(dict.fromkeys(missing))
 
 # %% ../../nbs/cli/07_doctor.ipynb #1d97699a
 UNLOCKS = {
@@ -159,7 +161,7 @@ def _memory():
     except ImportError:
         return None
 
-# %% ../../nbs/cli/07_doctor.ipynb #e161d7d3
+# %% ../../nbs/cli/07_doctor.ipynb #c83cdc4e
 def show_report(
     found: dict,  # from `report`
 ):

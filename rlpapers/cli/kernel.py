@@ -116,14 +116,19 @@ def _engine(manager, watch):
                 start(cell, cell_index=cell_index, **more)
 
             nb_man.cell_start = cell_start
-            return PapermillNotebookClient(
+            client = PapermillNotebookClient(
                 nb_man,
                 kernel_name=kernel_name,
                 kernel_manager_class=manager,
                 startup_timeout=120,
                 timeout=None,
                 extra_arguments=["--HistoryManager.hist_file=:memory:"],
-            ).execute()
+            )
+            try:
+                return client.execute()
+            except BaseException:  # papermill notes errors of cells, not dead kernels
+                nb_man.nb.metadata.papermill["exception"] = True
+                raise
 
     return Engine
 

@@ -7,22 +7,30 @@ Docs: https://rlpapers.github.io/rlpapers/cli/launch.html.md"""
 # %% auto #0
 __all__ = ['given_values', 'ending', 'announce', 'run_one', 'launch', 'launch_sweep']
 
-# %% ../../nbs/cli/08_launch.ipynb #18de75d4
+# %% ../../nbs/cli/08_launch.ipynb #c025372f
 import contextlib
 import signal
 import time
+import warnings
 from pathlib import Path
 
 from .kernel import Interrupted, KernelDied, NotebookFailed
 from .progress import Ticker, clock
 from .report import near, show_run
-from .runner import Plan, execute, executed, run_folder, status
+from rlpapers.cli.runner import (
+    Plan,
+    check_device,
+    execute,
+    executed,
+    run_folder,
+    status,
+)
 from .sweep import run_sweep
 from .tables import show_table
 from ..core.params import experiments, parse_pairs, settings
 from ..core.paths import UserError
 
-# %% ../../nbs/cli/08_launch.ipynb #43bf1e02
+# %% ../../nbs/cli/08_launch.ipynb #164e47bd
 def given_values(
     param: list[str] | None,  # texts `key=value`
     seed: int | None = None,  # of --seed
@@ -37,7 +45,7 @@ def given_values(
             given[key] = value
     return given
 
-# %% ../../nbs/cli/08_launch.ipynb #293259db
+# %% ../../nbs/cli/08_launch.ipynb #1cb3192a
 @contextlib.contextmanager
 def ending():
     "Treat the signals that ask a process to end as Ctrl-C."
@@ -57,7 +65,7 @@ def ending():
         for number, handler in before.items():
             signal.signal(number, handler)
 
-# %% ../../nbs/cli/08_launch.ipynb #f3ccc9f4
+# %% ../../nbs/cli/08_launch.ipynb #3a43d696
 def announce(
     plan: Plan,  # the run
     folder: Path,  # its run folder
@@ -70,7 +78,7 @@ def announce(
         print(f"{plan.paper} {plan.experiment}, preset {plan.preset}{told}")
         print(f"run folder: {near(folder)}", flush=True)
 
-# %% ../../nbs/cli/08_launch.ipynb #839244da
+# %% ../../nbs/cli/08_launch.ipynb #c03b9576
 def run_one(
     plan: Plan,  # the run
     quiet: bool = False,  # only errors
@@ -82,6 +90,8 @@ def run_one(
         if not quiet:
             print(f"already finished: {near(folder)}")
         return folder
+    if plan.resume:
+        _check_there(plan, folder)
     announce(plan, folder, quiet)
     try:
         execute(plan, folder, Ticker(quiet=quiet))
@@ -103,7 +113,17 @@ def run_one(
         print(f"finished in {clock(took)}{over}\n")
     return folder
 
-# %% ../../nbs/cli/08_launch.ipynb #8ae3152d
+# %% ../../nbs/cli/08_launch.ipynb #2e240d63
+def _check_there(plan, folder):
+    "Refuse a device that is not here; a folder made for nothing is removed."
+    try:
+        check_device(plan)
+    except UserError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()  # fails where something is in it
+        raise
+
+# %% ../../nbs/cli/08_launch.ipynb #bbb5fa1b
 def launch(
     plans: list[Plan],  # from `plan_runs`
     store: bool = False,  # keep the results with the paper
@@ -118,16 +138,24 @@ def launch(
             if not quiet:
                 show_run(plan, folder, list(experiments(plan.paper)), store)
 
-# %% ../../nbs/cli/08_launch.ipynb #b90bb435
+# %% ../../nbs/cli/08_launch.ipynb #0554d60e
 def _store(folder, quiet):
     "Copy a finished run to the paper's results."
     from rlpapers.core.folder import store
 
-    kept = store(folder)
+    if (found := status(folder)) != "done":
+        raise UserError(
+            f"{near(folder)} cannot be stored ({found or 'not started'}); "
+            "first let it end, with --resume"
+        )
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        kept = store(folder)
     if not quiet:
-        print(f"stored in {near(kept)}\n")
+        print(f"stored in {near(kept)}")
+        print(*(f"note: {w.message}\n" for w in noted), sep="")
 
-# %% ../../nbs/cli/08_launch.ipynb #352e299b
+# %% ../../nbs/cli/08_launch.ipynb #1b3f3262
 def launch_sweep(
     points: list[dict],  # values of the grid, one dict a run
     plans: list[Plan],  # the runs, from `plan_sweep`
@@ -135,7 +163,7 @@ def launch_sweep(
     engine: str,  # "local" or "ray"
     jobs: int,  # runs at once (local)
     address: str,  # of a Ray cluster
-    gpus: float,  # GPUs of a run (ray)
+    gpus: float | None,  # GPUs of a run (ray); None: 1 where it asks for cuda
 ) -> bool:  # whether all of them are done
     "Run a sweep and show its table."
     print(

@@ -8,7 +8,7 @@ Docs: https://rlpapers.github.io/rlpapers/cli/report.html.md"""
 __all__ = ['read_rows', 'show_result', 'near', 'show_places', 'next_command', 'title_of', 'show_papers', 'show_paper',
            'claim_rows', 'show_claims', 'has_evidence', 'show_run']
 
-# %% ../../nbs/cli/05_report.ipynb #9f378e80
+# %% ../../nbs/cli/05_report.ipynb #bdf0c8b1
 import csv
 import gzip
 import json
@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 
 from .names import catalogue
-from .runner import Plan, executed
+from .runner import Plan, executed, off_preset
 from .tables import brief, show_table
 from ..core.paths import home, is_checkout
 
@@ -262,7 +262,7 @@ def show_run(
     if has_evidence(plan.paper, plan.preset):
         print()
         show_claims([plan.paper], short=True)
-        if is_checkout() and not stored:
+        if is_checkout() and not stored and not off_preset(plan):
             again = (
                 f"{plan.command('--name', Path(folder).name, '--resume', '--store')}"
             )

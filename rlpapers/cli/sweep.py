@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .progress import Ticker
-from .runner import Plan, plan_runs, run_folder, status
+from .runner import Plan, device_of, plan_runs, run_folder, status
 from ..core.paths import UserError, require
 
 # %% ../../nbs/cli/06_sweep.ipynb #b77aec93
@@ -124,27 +124,38 @@ def run_local(
             sweep.stop()
             raise
 
-# %% ../../nbs/cli/06_sweep.ipynb #03dbe200
+# %% ../../nbs/cli/06_sweep.ipynb #7eeac067
 def run_ray(
     commands: list[list[str]],  # words after `rlpapers`, one list a run
     address: str,  # of the cluster; empty: one on this machine
     cpus: float,  # processors of a run
-    gpus: float,  # GPUs of a run, or a fraction
+    gpus: list[float],  # GPUs of each run, or a fraction
     tell,  # called with the number of a run and its error when it has ended
 ):
     "Run commands as tasks of Ray."
     ray = require("ray", "ray")
     ray.init(address=address or None, log_to_driver=False, logging_level="error")
     try:
-        task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(_ray_task)
-        waiting = {task.remote(c, os.getcwd()): i for i, c in enumerate(commands)}
+        task = ray.remote(num_cpus=cpus, max_retries=2)(_ray_task)
+        waiting = {
+            task.options(num_gpus=g).remote(c, os.getcwd()): i
+            for i, (c, g) in enumerate(zip(commands, gpus, strict=True))
+        }
         left = list(waiting)
         while left:
             done, left = ray.wait(left, timeout=1.0)
             for ref in done:
-                tell(waiting[ref], ray.get(ref))
+                tell(waiting[ref], _outcome(ray, ref))
     finally:
         ray.shutdown()
+
+# %% ../../nbs/cli/06_sweep.ipynb #3722b833
+def _outcome(ray, ref):
+    "The error of one run, empty when all went well."
+    try:
+        return ray.get(ref)
+    except Exception as e:
+        return " ".join(f"lost: {type(e).__name__}: {e}".split())[:300]
 
 # %% ../../nbs/cli/06_sweep.ipynb #22983c1a
 def _ray_task(command, folder):
@@ -161,12 +172,13 @@ def plan_sweep(
     name: str = "sweep",  # of the sweep
     out: str = "",  # folder in the place of `_runs`
     resume: bool = False,  # go on with a sweep that is there
+    engine: str = "local",  # "local" or "ray", whose devices are elsewhere
 ) -> tuple[list[dict], list[Plan]]:  # points of the grid and their runs
     "Check every point of the grid."
-    points, plans = grid(pairs), []
+    points, plans, local = grid(pairs), [], engine == "local"
     for point in points:
         here = label(name, point)
-        plans += plan_runs(paper, experiment, preset, point, here, out, resume)
+        plans += plan_runs(paper, experiment, preset, point, here, out, resume, local)
     if len(plans) != len(points):
         raise UserError("a sweep is over one experiment; 'all' is several")
     return points, plans
@@ -186,7 +198,7 @@ def run_sweep(
     engine: str = "local",  # "local" or "ray"
     jobs: int = 1,  # runs at the same time, engine local
     address: str = "",  # of the cluster, engine ray
-    gpus: float = 0.0,  # GPUs of a run, engine ray
+    gpus: float | None = None,  # of a run, engine ray; None: 1 if it asks for cuda
     ticker: Ticker | None = None,  # shows progress
 ) -> tuple[list[dict], Path]:  # a row for each run, and the table they are written to
     "Run all points of a grid and gather their results."
@@ -201,8 +213,10 @@ def run_sweep(
         ticker.show(f"{len(errors)} of {len(plans)} runs, {said}")
 
     commands = [command_of(p) for p in plans]
+    ticker.show(f"0 of {len(plans)} runs")
     if engine == "ray":
-        run_ray(commands, address, 1.0, gpus, tell)
+        each = [float(device_of(p) == "cuda") if gpus is None else gpus for p in plans]
+        run_ray(commands, address, 1.0, each, tell)
     else:
         run_local(commands, jobs, tell)
     ticker.clear()

@@ -28,7 +28,7 @@ _MODULES = {
     "seeding": "seeds derive torch_generator numpy_generator pick_device mix64 uniform",
     "parallel": "threads thread_env sendable job_count usable_jobs pmap",
     "unit": "Unit",
-    "folder": "provenance params_text differing new_run_dir store",
+    "folder": "provenance params_text differing new_run_dir store stale",
     "run": "Run",
     "stats": "Interval iqm bootstrap wilson newcombe fisher power_two_proportions "
     "paired_permutation sign_test holm trimmed_mean kaplan_meier logrank",

@@ -223,6 +223,8 @@ def parse_pairs(
         if key in out:
             raise ParamError(f"'{key}' is given twice")
         out[key] = read_yaml(value) if value.strip() else ""
+        if out[key] is None or (isinstance(out[key], list) and None in out[key]):
+            raise ParamError(f"{key}: null means nothing here; leave it out")
     return out
 
 # %% ../../nbs/core/01_params.ipynb #b056be97

@@ -141,16 +141,25 @@ class Stored:
 
     def _json(self, name: str) -> dict:
         try:
-            return json.loads(self._text(name))
+            return self._mapping(name, json.loads(self._text(name)))
         except ValueError as e:
             raise RunError(f"{name} of {self.path.name} is not valid JSON: {e}") from e
+
+    def _mapping(self, name: str, value: Any) -> dict:
+        if isinstance(value, dict):
+            return value
+        raise RunError(f"{name} of {self.path.name} holds no names and values")
 
     @cached_property
     def params(self) -> dict:  # the resolved parameters of the run
         "Contents of `params.yaml`."
         import yaml
 
-        return yaml.safe_load(self._text("params.yaml")) or {}
+        try:
+            value = yaml.safe_load(self._text("params.yaml"))
+        except yaml.YAMLError as e:
+            raise RunError(f"params.yaml of {self.path.name} is not valid YAML") from e
+        return self._mapping("params.yaml", {} if value is None else value)
 
     @cached_property
     def meta(self) -> dict:  # versions, device, seeds, status, wall time

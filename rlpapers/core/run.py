@@ -7,22 +7,30 @@ Docs: https://rlpapers.github.io/rlpapers/core/run.html.md"""
 # %% auto #0
 __all__ = ['Run']
 
-# %% ../../nbs/core/07_run.ipynb #cccf75b7
+# %% ../../nbs/core/07_run.ipynb #fd3b2932
 import atexit
 import contextlib
 import datetime
 import io
 import json
+import os
 import re
+import shutil
 import tempfile
 import time
+import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .checkpoint import canonical_json, plain, to_csv, to_npz, write_atomic
-from .folder import check_folder, params_text, provenance
+from rlpapers.core.folder import (
+    check_folder,
+    clean_folder,
+    params_text,
+    provenance,
+)
 from rlpapers.core.params import (
     ParamError,
     Params,
@@ -31,15 +39,16 @@ from rlpapers.core.params import (
     resolve,
     size_of,
 )
-from .paths import Stored, papers, stored
+from .paths import Stored, papers, require, stored
 from .unit import Unit, compute, compute_all, enter, leave
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-# %% ../../nbs/core/07_run.ipynb #d6d4cc91
+# %% ../../nbs/core/07_run.ipynb #845e76f9
 _LIVE: "weakref.WeakSet[Run]" = weakref.WeakSet()
+_TEMPORARY: dict[tuple[int, Path], bool] = {}  # process, run folder -> it failed
 
 
 @atexit.register
@@ -48,6 +57,42 @@ def _stop_all() -> None:
     for run in list(_LIVE):
         if run.status == "running" and run.dir.is_dir():
             run._stop()
+    for (pid, folder), failed in _TEMPORARY.items():
+        if pid == os.getpid() and not failed:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary() -> Path:
+    "A run folder that is removed when the process ends."
+    folder = Path(tempfile.mkdtemp(prefix="rlpapers-"))
+    _TEMPORARY[os.getpid(), folder] = False
+    return folder
+
+# %% ../../nbs/core/07_run.ipynb #bd3f826d
+def _wants_board() -> bool:
+    "Whether TensorBoard is asked for; refused when it is not installed."
+    if os.environ.get("RLPAPERS_TENSORBOARD", "").strip() != "1":
+        return False
+    require("lab", "tensorboard")
+    return True
+
+
+def _write_board(folder: Path) -> None:
+    "Write the numbers in `metrics.jsonl` of a run as scalars for TensorBoard."
+    SummaryWriter = require("lab", "torch.utils.tensorboard").SummaryWriter
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    logs: dict[str, list[dict]] = {}
+    for text in (folder / "metrics.jsonl").read_text().splitlines():
+        line = json.loads(text)
+        logs.setdefault(str(line.pop("unit", "run")), []).append(line)
+    for unit, lines in logs.items():
+        with SummaryWriter(str(folder / "tensorboard" / unit)) as writer:
+            for k, line in enumerate(lines):
+                step = line.get("step", k)
+                step = step if type(step) is int else k
+                for name, x in line.items():
+                    if name != "step" and type(x) in (int, float):
+                        writer.add_scalar(name, x, step)
 
 # %% ../../nbs/core/07_run.ipynb #1bc34be0
 class Run:
@@ -69,27 +114,40 @@ class Run:
         self._units: dict[str, Unit] = {}
         self._lines: list[str] = []
         self._clock = time.monotonic()
+        self._board = _wants_board()
+        check_folder(self.dir, self.params, resume)  # no lock in a folder of others
         enter(self.dir)
         try:
-            old = check_folder(self.dir, self.params, resume)
-            self.done = old.get("status") == "done"
-            self.status = "done" if self.done else "running"
-            self._meta = {
-                "paper": self.paper,
-                "experiment": self.experiment,
-                "preset": self.preset,
-                "started": old.get("started") or _now(),
-                "resumed": old.get("resumed", -1) + 1,
-            } | provenance(self.params)
-            self._spent = float(old.get("wall_seconds") or 0.0)
-            if not (self.dir / "params.yaml").is_file():
-                write_atomic(self.dir / "params.yaml", params_text(self.params))
-            if not self.done:
-                self._write_meta()
+            self._begin(check_folder(self.dir, self.params, resume))
         except BaseException:
             leave(self.dir)
             raise
         _LIVE.add(self)
+
+    def _begin(self, old: dict[str, Any]) -> None:
+        "Take over what the folder says; a finished run is only read from now on."
+        self.done = self._kept = old.get("status") == "done"
+        self.status = "done" if self.done else "running"
+        self._meta, self._spent = old, float(old.get("wall_seconds") or 0.0)
+        if self._kept:
+            return
+        clean_folder(self.dir)
+        if not (self.dir / "params.yaml").is_file():
+            write_atomic(self.dir / "params.yaml", params_text(self.params))
+        place = {
+            "paper": self.paper,
+            "experiment": self.experiment,
+            "preset": self.preset,
+            "started": _now(),
+        }
+        new = place | provenance(self.params)
+        parts = [*_parts(old), _part(new)]
+        changed = _changed(parts[-2:])
+        if changed:
+            warnings.warn(f"resumed with another {changed}", stacklevel=4)
+        keep = {k: old.get(k, v) for k, v in new.items()}
+        self._meta = keep | {"resumed": len(parts) - 1, "parts": parts}
+        self._write_meta()
 
     @classmethod
     def start(
@@ -108,7 +166,8 @@ class Run:
                     f"{name}: got {values[name]!r}; expected {kind.__name__}"
                 )
         resolved = resolve(model, paper, experiment, values.get("preset", ""), fields)
-        out = values.get("out_dir") or tempfile.mkdtemp(prefix="rlpapers-")
+        _wants_board()
+        out = values.get("out_dir") or _temporary()
         return cls(resolved, Path(out).absolute(), values.get("resume", False))
 
     def __repr__(self) -> str:
@@ -157,6 +216,8 @@ class Run:
         **fields: Any,  # numbers, text, lists; NaN becomes null
     ) -> None:
         "A line of the run as a whole; it stands after those of the units."
+        if self._kept:
+            return
         self._lines.append(json.dumps(plain(fields, sort=False)) + "\n")
 
     def result(
@@ -164,6 +225,8 @@ class Run:
         values: Mapping[str, Any],  # the numbers of the run
     ) -> None:
         "Write `result.json`."
+        if self._kept:
+            return
         write_atomic(self.dir / "result.json", canonical_json(values))
 
     def table(
@@ -172,6 +235,8 @@ class Run:
         name: str = "result",  # with or without .csv; .csv.gz compresses
     ) -> None:
         "Write a table."
+        if self._kept:
+            return
         gz = name.endswith(".gz")
         stem = _file_name(name.removesuffix(".gz").removesuffix(".csv"))
         write_atomic(self.dir / f"{stem}.csv{'.gz' if gz else ''}", to_csv(df, gz))
@@ -183,6 +248,8 @@ class Run:
         **arrays: Any,  # numpy arrays or what numpy makes into one
     ) -> None:
         "Write arrays as `<name>.npz`."
+        if self._kept:
+            return
         stem = _file_name(name.removesuffix(".npz"))
         write_atomic(self.dir / f"{stem}.npz", to_npz(arrays))
 
@@ -192,6 +259,8 @@ class Run:
         name: str,  # with or without .png
     ) -> None:
         "Write a figure as `<name>.png`."
+        if self._kept:
+            return
         data = io.BytesIO()
         fig.savefig(data, format="png", metadata={"Software": None})
         stem = _file_name(name.removesuffix(".png"))
@@ -199,17 +268,31 @@ class Run:
 
     def finish(self) -> str:  # one line without path or time
         "Write `metrics.jsonl`, mark the run as done and leave the folder."
-        if not self.done:
-            self._spent += time.monotonic() - self._clock
-        self._meta.pop("error", None)
-        self.status, self.done = "done", True
-        self._write_metrics()
-        self._write_meta()
+        if not self._kept:
+            self._close()
         leave(self.dir)
         first, n = self.params.seed, self.params.seeds
         seeds = f"seed {first}" if n == 1 else f"seeds {first}–{first + n - 1}"
         units = f"{len(self._units)} unit{'' if len(self._units) == 1 else 's'}"
         return f"{self.paper}/{self.experiment}, {self.preset}: {units}, {seeds}, done"
+
+    def _close(self) -> None:
+        "Write what a finished run has."
+        self._meta.pop("error", None)
+        self._write_metrics()
+        if self._board:
+            _write_board(self.dir)
+        if not self.done:
+            self._spent += time.monotonic() - self._clock
+        self.status, self.done = "done", True
+        self._note(False)
+        self._write_meta()
+
+    def _note(self, failed: bool) -> None:
+        "Keep a temporary folder when its run failed."
+        key = os.getpid(), self.dir
+        if key in _TEMPORARY:
+            _TEMPORARY[key] = failed
 
     def shown(self) -> Stored:
         "This run's result; at size `smoke` the stored `small`, when there is one."
@@ -236,6 +319,9 @@ class Run:
     def _stop(self, error: BaseException | None = None) -> None:
         "Leave a folder that can be read and resumed, whatever happened."
         failed = error is not None and not isinstance(error, KeyboardInterrupt)
+        self._note(failed)
+        if self._kept:
+            return
         self.status = "failed" if failed else "interrupted"
         if error is not None:
             self._meta["error"] = type(error).__name__
@@ -252,10 +338,39 @@ class Run:
             self._stop(e)
             raise
 
-# %% ../../nbs/core/07_run.ipynb #f2bdc8c9
+# %% ../../nbs/core/07_run.ipynb #40cbfdc7
 def _now() -> str:
     "This moment, UTC, to the second."
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _part(meta: Mapping[str, Any]) -> dict[str, Any]:
+    "What a part of a run, from a start to an end, was computed with."
+    git = meta.get("git") or {}
+    return {
+        "started": meta.get("started"),
+        "version": meta.get("version"),
+        "commit": git.get("commit"),
+        "dirty": git.get("dirty"),
+    }
+
+
+def _parts(old: Mapping[str, Any]) -> list[dict[str, Any]]:
+    "The parts of the run in a folder; a `meta.json` without a list of them is one."
+    parts = old.get("parts")
+    if isinstance(parts, list) and all(isinstance(p, dict) for p in parts):
+        return parts
+    return [_part(old)] if old else []
+
+
+def _changed(parts: list[dict[str, Any]]) -> str:
+    "What differs between two parts: version, commit; empty when nothing does."
+    show = lambda x: str(x)[:12] if x else "none"
+    return " and another ".join(
+        f"{k} ({show(a)} before, {show(b)} now)"
+        for k in ("version", "commit")
+        if len(parts) == 2 and (a := parts[0].get(k)) != (b := parts[1].get(k))
+    )
 
 
 def _file_name(stem: str) -> str:

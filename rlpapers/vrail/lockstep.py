@@ -259,6 +259,10 @@ class LockStep:
         for (features, estimator, *how), members in groups.items():
             model = self.designs[features, estimator]
             data = [self._data(r, self.runs[self.ids[r]][0]) for r in members]
+            full = [n for n, (count, _) in enumerate(data) if bool(count.any())]
+            if not full:  # the cycle ended before the first update
+                continue
+            members, data = [members[n] for n in full], [data[n] for n in full]
             count, sums = (torch.stack(t) for t in zip(*data, strict=True))
             old = torch.stack([self.theta[r] for r in members])
             new, mse = dl_stage(model, count, sums, old, *how[:3])
@@ -268,8 +272,6 @@ class LockStep:
                 self.theta[r] = old[n] + c.potential_step * (new[n] - old[n])
                 if c.shaping != "none":
                     self._potential(r, c, model)
-                weight = model.weight(self.theta[r].cpu())
-                self.hist[self.ids[r]]["theta"].append(weight)
         return losses
 
     def _cycle_end(self, r: int, loss: float) -> dict:
@@ -277,6 +279,9 @@ class LockStep:
         z, (c, seed) = self.z, self.runs[self.ids[r]]
         self._new_data(r)
         h = self.hist[self.ids[r]]
+        if c.data != "none":
+            model = self.designs[c.features, c.estimator]
+            h["theta"].append(model.weight(self.theta[r].cpu()))
         h["phi"].append(z.phi[r].cpu().numpy().copy())
         h["loss"].append(loss)
         h["steps"].append(int(z.step[r]))

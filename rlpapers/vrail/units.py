@@ -93,7 +93,7 @@ def configurations(
             near = did_you_mean(name, [*VARIANTS, *CONTROLS])
             raise UserError(f"unknown variant or control {name!r}{near}")
         extra = dict(common, gamma=fixed.get("gamma", gamma))
-        extra["features"] = fixed.get("features", common.get("features", key))
+        extra["features"] = fixed.get("features", key)
         if name in CONTROLS:
             out.append(control(name, mdp, features[extra["features"]], extra))
         else:
