@@ -32,7 +32,7 @@ _MODULES = {
     "run": "Run",
     "stats": "Interval iqm bootstrap wilson newcombe fisher power_two_proportions "
     "paired_permutation sign_test holm trimmed_mean kaplan_meier logrank",
-    "plots": "style COLORS MARKERS curve interval_dots heat_map",
+    "plots": "style COLORS MARKERS curve interval_dots heat_map compact",
     "findings": "ClaimError Claim Finding",
     "claims": "load_claims recompute update check table render status_table update_index",
 }

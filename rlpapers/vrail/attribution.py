@@ -349,12 +349,13 @@ def plot_weights(
     "Main effects as bars with the standard deviation over seeds."
     import matplotlib.pyplot as plt
 
-    from rlpapers.core.plots import COLORS
+    from rlpapers.core.plots import COLORS, style
 
     effects = w if isinstance(w, Attribution) else linear(w, groups)
     main = effects.main.reshape(-1, len(effects.names))
     if ax is None:
-        _, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+        with style(figure__dpi=50, axes__grid=False):
+            _, ax = plt.subplots(figsize=(6, 3))
     for k, (name, v) in enumerate(effects.groups.items()):
         sd = main[:, v].std(0, ddof=1) if len(main) > 1 else None
         look = dict(color=COLORS[k % len(COLORS)], ecolor="0.4", capsize=2)
@@ -395,7 +396,7 @@ def plot_heatmap(
     "Mean matrix of weights or pair effects, with lines between groups."
     import matplotlib.pyplot as plt
 
-    from rlpapers.core.plots import heat_map
+    from rlpapers.core.plots import heat_map, style
 
     if isinstance(W, Attribution):
         if W.pair is None:
@@ -410,7 +411,8 @@ def plot_heatmap(
     if counts is not None:
         m = np.where(np.asarray(counts) > 0, m, np.nan)
     if ax is None:
-        _, ax = plt.subplots(figsize=(5.5, 4.6), layout="constrained")
+        with style(figure__dpi=50, axes__grid=False):
+            _, ax = plt.subplots(figsize=(5.5, 4.6))
     heat_map(ax, m, names or (), names or (), label=label or "weight")
     for v in list((groups or {}).values())[1:]:
         ax.axhline(min(v) - 0.5, color="black", linewidth=0.8)

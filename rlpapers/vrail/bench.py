@@ -59,13 +59,13 @@ def engine_step(
 
     return median_seconds(go, repeats, warm=2) / steps / runs
 
-# %% ../../nbs/vrail/20_bench.ipynb #1531ffec
+# %% ../../nbs/vrail/20_bench.ipynb #a72a3f7d
 class OneHotTaxi(gym.ObservationWrapper):
     "Taxi with the 19 one-hot features as observation."
 
     def __init__(self, env: gym.Env):
         super().__init__(env)
-        self.table = TaxiFeatures("onehot19").table
+        self.table = TaxiFeatures("onehot19").table.copy()
         self.observation_space = gym.spaces.Box(0.0, 1.0, (19,), np.float32)
 
     def observation(self, observation: int) -> np.ndarray:

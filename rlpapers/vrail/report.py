@@ -266,8 +266,8 @@ def plot_runs(
     with style():
         fig, axes = plt.subplots(1, n, figsize=size, sharey=True, squeeze=False)
         for i, (ax, name) in enumerate(zip(axes[0], v.names, strict=True)):
-            y = v.trailing(name)[:, ::10]
-            x = np.arange(y.shape[1]) * 10 + w
+            y = v.trailing(name)[:, ::40]
+            x = np.arange(y.shape[1]) * 40 + w
             ax.plot(x, y.T, color=COLORS[i % len(COLORS)], linewidth=0.8, alpha=0.8)
             title = (
                 f"{LABELS.get(name, name)}\n{v.converged(name).sum()}/{v.n} converged"
@@ -291,12 +291,12 @@ def plot_iqm(
     w = v.params["window"]
     steps = {n: np.cumsum(np.nan_to_num(v.lengths[n]), -1)[:, w - 1 :] for n in v.names}
     first = max(s[:, 0].max() for s in steps.values())
-    grid = np.linspace(first, max(s[:, -1].max() for s in steps.values()), 200)
+    grid = np.linspace(first, max(s[:, -1].max() for s in steps.values()), 80)
     with style():
         fig, axes = plt.subplots(1, 2, figsize=(8, 3), sharey=True)
         for i, name in enumerate(v.names):
             y, label = v.trailing(name), LABELS.get(name, name)
-            at = np.arange(0, y.shape[1], 10)
+            at = np.arange(0, y.shape[1], 25)
             curve(axes[0], at + w, y[:, at], label=label, index=i)
             pairs = zip(steps[name], y, strict=True)
             held = np.array([np.interp(grid, s, r) for s, r in pairs])
