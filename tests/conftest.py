@@ -1,6 +1,12 @@
 "The surroundings of a test run, also when pytest is called by itself."
 
 import os
+import signal
+
+# started in the background a shell hands down an ignored Ctrl-C; the tests send it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 os.environ.setdefault("RLPAPERS_PRESET", "smoke")
 os.environ.setdefault("MPLBACKEND", "Agg")
