@@ -304,6 +304,69 @@ def test_chunked_steps_change_nothing():
             np.testing.assert_allclose(done[0][i]["q"], done[1][i]["q"], atol=1e-5)
 
 
+LAKE = TabularMDP.from_gym("FrozenLake", is_slippery=True)  # three outcomes a pair
+ONE = {"onehot19": np.eye(16, dtype=np.float32), "other": np.ones((16, 3), np.float32)}
+LEAN = {
+    "taxi": (TAXI, TABLES, ("linear", "quadratic", "code_quadratic"), {}, False),
+    "near": (NEAR, TABLES, ("corrected_linear", "code_quadratic"), {}, False),
+    "double": (NEAR, TABLES, ("corrected_linear", "dqn"), {}, True),
+    "lake, a full memory": (LAKE, ONE, ("linear", "dqn"), dict(buffer=150), False),
+    "odd batch": (LAKE, ONE, ("linear", "dqn"), dict(batch=33, learn_start=5), False),
+}
+
+
+@pytest.mark.parametrize("name", LEAN)
+def test_the_lean_step_is_the_masked_step(name, monkeypatch):
+    "Every tensor of the batch, to the bit, until the last run has ended."
+    mdp, tables, names, settings, double = LEAN[name]
+    many = 20 if mdp is LAKE else 3  # its episodes are short
+    cfgs = [variant(n, cycles=2 + i, episodes=many) for i, n in enumerate(names)]
+    cfgs.append(variant("linear", name="10k", dl_data="last10k", cycles=2, episodes=4))
+    rebased = dict(rebase=True, terminal_potential="zero", truncation="bootstrap")
+    cfgs.append(variant("linear", name="rebased", cycles=9, episodes=1, **rebased))
+    if mdp is LAKE:
+        cfgs.append(variant("dqn", name="o", features="other", cycles=3, episodes=9))
+    make = lambda: Engine(
+        mdp, tables, [(c, 3) for c in cfgs], DQNConfig(**settings), double
+    )
+    lean, masked = make(), make()
+    monkeypatch.setattr(masked, "_lean", lambda: None)
+    used = 0
+    while masked.N:
+        masked.advance()
+        lean.advance()
+        used += lean.lean is not None
+        assert masked.lean is None and lean.ids == masked.ids
+        if used % 50 == 0 and lean.N:
+            for key, value in vars(masked.z).items():
+                mine = getattr(lean.z, key)
+                assert torch.equal(mine.nan_to_num(-1), value.nan_to_num(-1)), key
+    assert used > 100 and not lean.N
+    for i in range(len(cfgs)):
+        for key, value in masked.finished[i].items():
+            np.testing.assert_array_equal(lean.finished[i][key], value)
+
+
+def test_runs_that_are_not_alike_take_the_masked_step():
+    "Such as those of a checkpoint that was written between two steps of a GPU batch."
+    cfgs = [(variant("dqn", cycles=2, episodes=2), s) for s in (0, 1)]
+    mixed, engines = Engine(TAXI, TABLES, cfgs), []
+    for steps in (90, 70):
+        engines.append(Engine(TAXI, TABLES, cfgs))
+        for _ in range(steps):
+            engines[-1].advance()
+    state = engines[0].state_dict()
+    for key, value in state["z"].items():
+        value[1] = getattr(engines[1].z, key)[1]
+    mixed.load_state_dict(state)
+    for e in (engines[1], mixed):
+        while e.N:
+            e.advance()
+    left, right = mixed.finished[1], engines[1].finished[1]
+    np.testing.assert_array_equal(left["returns"], right["returns"])
+    np.testing.assert_array_equal(left["q"], right["q"])
+
+
 def test_a_diverged_run_stops_alone():
     wild = variant("linear", name="wild", dl_lr=1e9, cycles=3, episodes=2)
     calm = variant("dqn", cycles=3, episodes=2)

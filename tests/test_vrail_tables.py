@@ -106,11 +106,11 @@ def test_shaping_shifts_the_optimum_by_the_potential(taxi, optimum):
     for seed in range(3):
         phi = np.random.default_rng(seed).normal(0, 10, 500)
         shaped, _ = taxi.shaped(phi, 0.99).value_iteration(0.99)
-        np.testing.assert_allclose(shaped, q - phi[:, None], atol=1e-10)
+        np.testing.assert_allclose(shaped, q - phi[:, None], rtol=0, atol=1e-12)
         assert np.array_equal(greedy(shaped), greedy(q))
     shaped, value = taxi.shaped(v, 0.99).value_iteration(0.99)
-    np.testing.assert_allclose(value, 0, atol=1e-10)
-    np.testing.assert_allclose(shaped[greedy(q)], 0, atol=1e-10)
+    np.testing.assert_allclose(value, 0, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(shaped[greedy(q)], 0, rtol=0, atol=1e-12)
 
 
 def test_terminal_potential_changes_the_optimum(taxi, optimum):

@@ -7,7 +7,10 @@ Docs: https://rlpapers.github.io/rlpapers/vrail/engine.html.md"""
 # %% auto #0
 __all__ = ['FIRST', 'LAST', 'ROLL', 'SAMPLE', 'Engine']
 
-# %% ../../nbs/vrail/09_engine.ipynb #0f213fde
+# %% ../../nbs/vrail/09_engine.ipynb #7b64ecca
+from collections.abc import Iterator
+from types import SimpleNamespace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +18,14 @@ from torch import Tensor
 from ..core.seeding import uniform
 from .config import DQNConfig, VRAILConfig
 from .lockstep import LANES, LIMIT, LockStep, target_tables
-from .network import Layout, adam_step, backward, forward, init_networks
+from rlpapers.vrail.network import (
+    Layout,
+    Trainer,
+    adam_step,
+    backward,
+    forward,
+    init_networks,
+)
 from .tabular import TabularMDP
 from .values import Design
 
@@ -80,6 +90,7 @@ class Engine(LockStep):
         self.keep_last = put([c.data == "last10k" for c in cfgs], torch.bool)
         self.layers = self.layout.split(self.z.net)
         self.coll = self._collectors()
+        self.lean, self.tried = None, False
 
     def _collectors(self) -> Tensor:
         "Runs whose minibatch values are wanted now; with chunk 1 only the due ones."
@@ -139,6 +150,103 @@ class Engine(LockStep):
         z.state.copy_(torch.where(live, out.next[number], z.state))
         if self.chunk > 1 or bool(ended.any()):
             self._end_episodes(ended, u[:, 3])
+
+    def _stepper(self):
+        if self.device != "cpu" or self.chunk > 1:
+            return super()._stepper()
+        if not self.tried:
+            self.lean, self.tried = self._lean(), True
+        return self.step if self.lean is None else self.lean_step
+
+    def _lean(self) -> SimpleNamespace | None:
+        "Host integers and buffers of `lean_step`; None where the runs are not alike."
+        z, B = self.z, self.dqn.batch
+        clock = torch.stack([z.step, z.size, z.pos, z.updates.long()])
+        if not bool((z.active & ~z.wait).all() & (clock == clock[:, :1]).all()):
+            return None
+        _, size, pos, updates = clock[:, 0].tolist()
+        state = (z.net, z.m, z.v)
+        net = Trainer(self.layout, *state, B + 2 - B % 2, B, self.dqn.lr)
+        return SimpleNamespace(
+            size=size, pos=pos, updates=updates, room=self._room(), plan=iter(()),
+            net=net, x=net.x.view(-1, self.layout.d), greedy=net.q[:, B, : self.out.A],
+            memory=z.buf.view(-1), many=bool(z.feature.any()),
+        )  # fmt: skip
+
+    def _room(self) -> int:
+        "Steps in which no run reaches the time limit."
+        return self.out.limit - int(self.z.length.max()) - 1
+
+    def _plan(self) -> Iterator[tuple[Tensor, ...]]:
+        "What each of the next steps needs of its random numbers."
+        lean, out, cap, n = self.lean, self.out, self.dqn.buffer, len(self.z.step)
+        u = self._ahead(max(4, min(64, 1024 // n)))  # a block that the cache holds
+        k = torch.arange(len(u))[:, None, None]
+        pick = (u[..., LANES:] * (lean.size + 1 + k).clamp(max=cap)).long()
+        now = ((lean.pos + k) % cap).expand(-1, n, lean.net.q.shape[1] - pick.shape[2])
+        read = torch.cat([pick, now], 2) + cap * torch.arange(n)[:, None]
+        pick = read[..., : pick.shape[2]].contiguous()
+        explore = (u[..., 1] * out.A).long()
+        parts = (read, pick, u[..., 0], explore, u[..., 2], u[..., 3])
+        return zip(*(p.contiguous().unbind() for p in parts), strict=True)
+
+    def lean_step(self) -> None:
+        "`step` where every run takes it: no masks, and one counter for all runs."
+        z, out, lean = self.z, self.out, self.lean
+        draw = next(lean.plan, None)
+        if draw is None:
+            lean.plan = self._plan()
+            draw = next(lean.plan)
+        read, pick, dice, explore, wind, start = draw
+        slot, pair = z.buf.select(1, lean.pos), z.state * out.A
+        slot.copy_(pair)  # stands for the current state until there is an action
+        rows = out.state.index_select(0, lean.memory.take(read).view(-1))
+        place = rows
+        if lean.many:
+            place = (rows.view(read.shape) + z.feature[:, None]).view(-1)
+        torch.index_select(self.x, 0, place, out=lean.x)
+        q = lean.net.forward()
+        if z.rebase.shape[1]:
+            q.sub_(z.rebase.gather(1, rows.view(read.shape))[..., None])
+        action = torch.where(dice < z.eps, explore, lean.greedy.argmax(-1))
+        number = entry = out.pick_outcome(pair + action, wind)
+        ended = out.done.index_select(0, number)
+        z.length += 1
+        if lean.room <= 0:
+            cut = (z.length >= out.limit) & ~ended
+            entry, ended = number + cut * out.half, ended | cut
+        slot.copy_(entry)
+        lean.size = min(lean.size + 1, self.dqn.buffer)
+        if lean.size >= self.dqn.learn_start:
+            self._lean_update(pick, rows.view(read.shape))
+        self._tick()
+        z.total += out.reward.index_select(0, number)
+        torch.index_select(out.next, 0, number, out=z.state)
+        if bool(ended.any()):
+            self._end_episodes(ended, start)
+            lean.room = self._room()
+
+    def _tick(self) -> None:
+        "Counters of all runs, on the host and in the tensors."
+        z, lean = self.z, self.lean
+        lean.pos = (lean.pos + 1) % self.dqn.buffer
+        lean.room -= 1
+        z.step += 1
+        z.size.fill_(lean.size)
+        z.pos.fill_(lean.pos)
+        z.updates.fill_(lean.updates)
+
+    def _lean_update(self, pick: Tensor, rows: Tensor) -> None:
+        "Learn from the transitions at `pick`, which start in the first `rows`."
+        out, lean, net, B = self.out, self.lean, self.lean.net, self.dqn.batch
+        batch = lean.memory.take(pick).long()
+        action = out.action.index_select(0, batch.view(-1)).view(*batch.shape, 1)
+        err = net.learned.gather(2, action).sub_(self._targets(batch)[..., None])
+        net.dq.zero_().scatter_(2, action, err.mul_(2.0 / B))
+        lean.updates += 1
+        net.update(lean.updates)
+        if len(self.coll):
+            self._collect(self.coll, rows[:, :B], net.x[:, :B], self.z.active)
 
     def _targets(self, batch: Tensor) -> Tensor:
         "Regression targets of a minibatch of outcome numbers, shape (N, B)."

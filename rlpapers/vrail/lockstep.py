@@ -206,13 +206,16 @@ class LockStep:
         if self.chunk > 1:
             return uniform(self.z.key, self.z.step, self.lane)
         if self.block is None or self.block_at == len(self.block):
-            ahead = self.z.step[:, None] + torch.arange(64, device=self.device)
-            keys = self.z.key[:, None].expand(-1, 64).reshape(-1)
-            u = uniform(keys, ahead.reshape(-1), self.lane)
-            self.block = u.unflatten(0, (self.N, 64)).transpose(0, 1).contiguous()
-            self.block_at = 0
+            self.block, self.block_at = self._ahead(64), 0
         self.block_at += 1
         return self.block[self.block_at - 1]
+
+    def _ahead(self, n: int) -> Tensor:
+        "Uniforms of the next n steps, shape (n, N, LANES + B)."
+        steps = self.z.step[:, None] + torch.arange(n, device=self.device)
+        keys = self.z.key[:, None].expand(-1, n).reshape(-1)
+        u = uniform(keys, steps.reshape(-1), self.lane)
+        return u.unflatten(0, (self.N, n)).transpose(0, 1).contiguous()
 
     def _end_episodes(self, ended: Tensor, u: Tensor) -> None:
         "Log finished episodes, start new ones, ask for service where it is due."
@@ -349,7 +352,7 @@ class LockStep:
         "`chunk` lock-steps and their service; log lines of finished cycles."
         torch.set_flush_denormal(True)  # tiny second moments cost a fifth of the time
         try:
-            step = self._graph_step() if self.device != "cpu" else self.step
+            step = self._stepper()
             for _ in range(self.chunk):
                 step()
         finally:
@@ -357,9 +360,14 @@ class LockStep:
         if not bool(self.z.wait.any()):
             return []
         lines = self.service()
-        if int(self.z.active.sum()) <= 0.8 * self.N or not bool(self.z.active.any()):
+        left = int(self.z.active.sum())
+        if left < self.N and (self.chunk == 1 or left <= 0.8 * self.N):
             self.compact()
         return lines
+
+    def _stepper(self):
+        "What takes one lock-step."
+        return self._graph_step() if self.device != "cpu" else self.step
 
     def _graph_step(self):
         "The step as a CUDA graph, captured anew after the set of runs changed."
