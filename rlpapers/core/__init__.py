@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .run import *
     from .seeding import *
     from .stats import *
+    from .timing import *
     from .unit import *
 
 _MODULES = {
@@ -33,6 +34,7 @@ _MODULES = {
     "stats": "Interval iqm bootstrap wilson newcombe fisher power_two_proportions "
     "paired_permutation sign_test holm trimmed_mean kaplan_meier logrank",
     "plots": "style COLORS MARKERS curve interval_dots heat_map compact",
+    "timing": "median_seconds row absolute attempt",
     "findings": "ClaimError Claim Finding",
     "claims": "load_claims recompute update check table render status_table update_index",
 }

@@ -1,0 +1,68 @@
+"""Offline learning of continuous-time LQR with exogenous disturbances (arXiv 2509.16746).
+
+A reconstruction: the method section of the paper could not be read. Each name is imported from its
+module when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .algebra import *
+    from .batched import *
+    from .certificates import *
+    from .estimators import *
+    from .iteration import *
+    from .matrices import *
+    from .moments import *
+    from .operator import *
+    from .rank import *
+    from .records import *
+    from .reference import *
+    from .regression import *
+    from .signals import *
+    from .simulation import *
+    from .systems import *
+    from .value import *
+    from .windows import *
+
+_MODULES = {
+    "algebra": "svec smat phi fold NotStabilizingError RankConditionError "
+    "IllConditionedWarning abscissa suboptimality",
+    "systems": "PLANTS LinearPlant scalar double_integrator f16_short_period diesel_engine "
+    "diesel_weights triple_inverted_pendulum pendulum_gain oscillators mass_chain "
+    "coupled_oscillators ring_with_chords random_stable",
+    "signals": "MultiSine Zero Pulse Step BandLimited OU White Multiplicative exploration design",
+    "records": "Block Trajectories",
+    "simulation": "simulate",
+    "matrices": "WindowData sample_weights",
+    "windows": "build_windows simulate_windows",
+    "moments": "expected_windows",
+    "reference": "care kleinman perturbed_kleinman cost_matrix cost_rate",
+    "rank": "RankReport rank_report",
+    "regression": "Compressed Direct assemble",
+    "operator": "Operator",
+    "iteration": "SOLVERS PIResult policy_iteration",
+    "value": "value_iteration certainty_equivalent identify",
+    "certificates": "Certificate certificate",
+    "estimators": "ESTIMATORS Interval OfflineLQR estimate interval",
+    "batched": "batched_policy_iteration batched_kleinman random_plants",
+}
+_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
+_SUB = {*_MODULES, "params", "claims", "bench", "report"}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name in _HOME:
+        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+        globals()[name] = value
+        return value
+    if name in _SUB:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME, *_SUB})
