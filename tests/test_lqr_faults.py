@@ -20,6 +20,7 @@ from rlpapers.lqr.algebra import (
     RankConditionError,
     abscissa,
 )
+from rlpapers.lqr.certificates import certificate
 from rlpapers.lqr.estimators import OfflineLQR, estimate
 from rlpapers.lqr.iteration import policy_iteration
 from rlpapers.lqr.rank import rank_report
@@ -752,3 +753,20 @@ def test_unknown_values_of_the_paper_are_refused():
             refused += 1
             assert "no known value" in str(e)
     assert refused >= 1
+
+
+def test_messages_name_what_was_wrong(record, tmp_path):
+    t, x, u, e = record
+    V = build_windows(Trajectories.from_arrays(t, x, u, e), T=0.1)
+    with pytest.raises(ValueError, match="x must have shape"):
+        Trajectories.from_arrays(t, x[:, 0], u)
+    with pytest.raises(ValueError, match="x holds 2 episodes, u holds 3"):
+        Trajectories.from_arrays(t, np.stack([x] * 2), np.stack([u] * 3))
+    with pytest.raises(ValueError, match="append windows first"):
+        Compressed().save(tmp_path / "empty.npz")
+    with pytest.raises(ValueError, match="bootstrap must be at least 1"):
+        certificate(V, BEST, bootstrap=0)
+    with pytest.raises(ValueError, match="P must have shape"):
+        certificate(V, BEST, np.eye(3))
+    with pytest.raises(ValueError, match="estimator must be one of"):
+        OfflineLQR(Q, R, estimator="best").fit(V)

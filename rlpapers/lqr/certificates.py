@@ -139,12 +139,16 @@ def certificate(
     "Lyapunov certificate of a gain from data."
     if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), got {level}")
+    if bootstrap < 1:
+        raise ValueError(f"bootstrap must be at least 1, got {bootstrap}")
     keep = moving_channels(W, use_e)
     use_e = use_e if keep is None or keep else False
     b = blocks(W, use_e, intercept, keep)
     n, m, K = b.n, b.m, np.asarray(K, float)
     if K.shape != (m, n) or not np.isfinite(K).all():
         raise ValueError(f"K must be finite with shape ({m}, {n}), got {K.shape}")
+    if P is not None and np.shape(P) != (n, n):
+        raise ValueError(f"P must have shape ({n}, {n}), got {np.shape(P)}")
     several = average and episode_stack(W, b.T[:, :0]) is not None
     mean = blocks(W.average(), use_e, intercept, keep) if several else b
     op = Operator(mean, None, intercept)

@@ -191,6 +191,10 @@ class OfflineLQR:
         data: Any,  # `Trajectories` or `WindowData`
     ) -> "OfflineLQR":  # self, with K_, P_, history_, cost_rate_, converged_
         "Learn from recorded data."
+        if self.estimator not in (known := ("auto", *ESTIMATORS)):
+            raise ValueError(
+                f"estimator must be one of {', '.join(known)}, got {self.estimator!r}"
+            )
         W = data if hasattr(data, "delta") else build_windows(data, T=self.T)
         self.windows_, self.estimator_ = W, self.estimator
         if self.estimator == "auto":

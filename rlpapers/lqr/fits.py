@@ -135,7 +135,12 @@ def spearman(
 ) -> Interval:  # Spearman's correlation with its 95 % bootstrap interval
     "Rank correlation over runs."
     a, b = np.asarray(a, float), np.asarray(b, float)
-    rho = lambda i: float(stats.spearmanr(a[i.astype(int)], b[i.astype(int)])[0])
+
+    def rho(i):
+        x, y = a[i.astype(int)], b[i.astype(int)]
+        flat = np.ptp(x) == 0 or np.ptp(y) == 0  # few runs: a resample of one
+        return np.nan if flat else float(stats.spearmanr(x, y)[0])
+
     return bootstrap(np.arange(len(a)), rho, n_boot=n_boot)
 
 # %% ../../nbs/lqr/25_fits.ipynb #3798f6cf

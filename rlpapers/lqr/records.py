@@ -72,10 +72,15 @@ def _checked(block: Block) -> Block:
             raise ValueError(f"{name}{j + 1} is {v[i, k, j]} in row {k} of {where(i)}")
     return block
 
-# %% ../../nbs/lqr/04_records.ipynb #2e60140e
-def _cube(v: Any) -> np.ndarray:
+# %% ../../nbs/lqr/04_records.ipynb #f8e39b23
+def _cube(v: Any, name: str) -> np.ndarray:
     "(K, n) or (E, K, n) as float64 (E, K, n)."
     v = np.asarray(v, float)
+    if v.ndim not in (2, 3):
+        raise ValueError(
+            f"{name} must have shape (K, n) or (E, K, n), got {v.shape}: a single "
+            f"channel is {name}[:, None]"
+        )
     return v[None] if v.ndim == 2 else v
 
 
@@ -161,7 +166,13 @@ class Trajectories:
         e_names: Sequence[str] = (),  # empty: e1, e2, …
     ) -> "Trajectories":  # one block
         "Episodes from arrays, checked."
-        x, u, e = _cube(x), _cube(u), None if e is None else _cube(e)
+        x, u = _cube(x, "x"), _cube(u, "u")
+        e = None if e is None else _cube(e, "e")
+        for name, a in (("u", u), ("e", e)):
+            if a is not None and len(a) not in (1, len(x)):
+                raise ValueError(
+                    f"x holds {len(x)} episodes, {name} holds {len(a)}: pass as many"
+                )
         group = np.broadcast_to(np.asarray(group, np.int64), len(x)).copy()
         number = np.zeros(len(x), np.int64)
         for g in np.unique(group):
@@ -182,7 +193,11 @@ class Trajectories:
         group_col: str | None = None,  # which group it is of; None: only one
     ) -> "Trajectories":  # episodes of equal times share a block
         "Episodes from a table, for instance `pandas.read_csv` or `read_parquet`."
-        e_cols = list(e_cols or ())
+        x_cols, u_cols, e_cols = list(x_cols), list(u_cols), list(e_cols or ())
+        if not x_cols or not u_cols:
+            raise ValueError(
+                f"x_cols and u_cols must name columns, got {x_cols} and {u_cols}"
+            )
         labels = [c for c in (group_col, episode_col) if c]
         wanted = [time_col, *x_cols, *u_cols, *e_cols, *labels]
         if missing := [c for c in wanted if c not in df.columns]:

@@ -140,6 +140,8 @@ class Compressed:
     @property
     def shape(self) -> tuple[int, int, int, bool]:
         "States, inputs, disturbances, and whether there is an intercept."
+        if self.like is None:
+            raise ValueError("nothing in the factor yet: append windows first")
         return self.like.n, self.like.m, self.like.q, self.like.intercept
 
     def blocks(self) -> Blocks:  # at most N + nv rows
@@ -201,9 +203,9 @@ class Compressed:
         path: str | Path,  # file to write, .npz
     ) -> None:
         "Write the factor and the count to an NPZ file, at once or not at all."
-        b, path = self.like, Path(path)
+        (n, m, q, i), b, path = self.shape, self.like, Path(path)
         tmp = path.with_name(f".{path.name}.tmp.npz")
-        flags = [b.n, b.m, b.q, int(b.intercept), self.count]
+        flags = [n, m, q, int(i), self.count]
         np.savez(
             tmp,
             S=self.k.host(self.S),
