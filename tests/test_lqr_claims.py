@@ -8,7 +8,7 @@ import pytest
 
 from rlpapers.core.checkpoint import to_csv
 from rlpapers.core.claims import load_claims
-from rlpapers.core.paths import Stored
+from rlpapers.core.paths import Stored, home
 from rlpapers.lqr import claims
 
 SEEDS, SIZES = 20, (8, 32, 128, 512, 2048)
@@ -216,3 +216,13 @@ def test_noise_and_size(evidence):
     assert claims.noise_power(stored).status == "reproduced"
     rows = [dict(solver="direct", n=6, unknowns=39, error=e) for e in (1e-12, 1e-3)]
     assert claims.scaling_exact(evidence(result=rows)).status == "not reproduced"
+
+
+def test_every_page_says_what_it_is():
+    "A reconstruction, and not the best estimator under unmeasured noise."
+    for page in sorted((home() / "lqr").glob("[0-9]*.ipynb")):
+        cells = json.loads(page.read_text())["cells"]
+        text = "".join("".join(c["source"]) for c in cells[:4])
+        assert "econstruction" in text, page.name
+        prose = "".join("".join(c["source"]) for c in cells)
+        assert "Riccati" in prose, page.name

@@ -142,7 +142,8 @@ def diesel():
     "The default setting of the specification."
     rng = np.random.default_rng(0)
     u, e = plain.tones(rng, 2, 20, -20, 20, 5.0), plain.tones(rng, 1, 20, -10, 10, 5.0)
-    return windows(plain.DIESEL, u, e, np.array([20.0, 5, 10, 2, -1, -2]), 0.1, 300)
+    x0 = np.array([20.0, 5, 10, 2, -1, -2])
+    return windows(plain.DIESEL, u, e, x0, 0.1, 300, nodes=16)
 
 
 def test_diesel_learned_from_disturbed_data(diesel):
@@ -154,9 +155,9 @@ def test_diesel_learned_from_disturbed_data(diesel):
     assert plain.distance(r.P[-1], P) < 1e-9
     Ps, Ks = plain.kleinman(A, B, DIESEL_Q, np.eye(2), np.zeros((2, 6)), len(r.P))
     for got, want in zip(r.K, Ks, strict=True):
-        assert np.linalg.norm(got - want) <= 1e-8 * max(1, np.linalg.norm(want))
+        assert np.linalg.norm(got - want) <= 1e-9 * max(1, np.linalg.norm(want))
     for got, want in zip(r.P, Ps, strict=True):
-        assert plain.distance(got, want) < 1e-8
+        assert plain.distance(got, want) < 1e-9
     assert abscissa(A - B @ r.K[-1]) < 0
 
 
@@ -366,6 +367,31 @@ def test_averaging_ends_in_a_neighbourhood(limits, kind, spec):
     best = plain.riccati(*plain.OSCILLATORS[:2], np.eye(4), np.eye(2))[0]
     assert_allclose(gain_error(r), plain.distance(K[-1], best), rtol=1e-3)
     assert spec / 2 < gain_error(r) < 2 * spec
+
+
+@pytest.mark.parametrize(
+    ("kind", "floor", "left"),
+    [
+        ("ou", 0.0256, {0: 5.1e-3, 10: 1.1e-4, 40: 1.4e-6}),
+        ("white", 0.0316, {0: 2.2e-7, 10: 2.1e-7, 40: 7.7e-8}),
+    ],
+)
+def test_golden_neighbourhood(kind, floor, left):
+    """The floors of the specification, with the exploration and start of 11_moments.
+
+    What the intercept leaves is stated for these; the specification, for its own, has
+    2.9e-3, 1.6e-4, 1e-6 for coloured and 2.5e-7 for white noise.
+    """
+    u, x0 = exploration(2, 8, 0.2, 8, amplitude=1, seed=1), np.array([1, 0.5, -0.5, 0])
+    d = OU(0.5, 0.5) if kind == "ou" else White(0.25)
+    W = expected_windows(LinearPlant(*plain.OSCILLATORS), None, u, d, x0, 0.1, 150)
+    W = W.without_e()
+    r = policy_iteration(W, np.eye(4), np.eye(2), "zero")
+    assert_allclose(gain_error(r), floor, rtol=0.05)
+    for burn, want in left.items():
+        V = W.drop(burn) if burn else W
+        r = policy_iteration(V, np.eye(4), np.eye(2), "zero", intercept=True)
+        assert_allclose(gain_error(r), want, rtol=0.05)
 
 
 @pytest.mark.parametrize(

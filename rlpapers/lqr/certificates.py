@@ -103,10 +103,14 @@ def _wild(table: np.ndarray, N: int, count: int, rng) -> np.ndarray:
         (np.linalg.solve(r, flatten) / s[:, None]).reshape(N, count, c).swapaxes(0, 1)
     )
 
-# %% ../../nbs/lqr/19_certificates.ipynb #11ddae6f
+# %% ../../nbs/lqr/19_certificates.ipynb #eade8e14
 @dataclass(frozen=True)
 class Certificate:
-    "A verdict on a gain from data."
+    """A verdict on a gain from data.
+
+    With `P=None` the matrix solves $M=-I$ in the estimated plant, so that `m_max` is -1
+    by construction and says nothing; look at `abscissa` and `upper`.
+    """
 
     certified: bool  # True: P > 0 and the upper bound is negative
     p_min: float  # least eigenvalue of P
@@ -119,8 +123,8 @@ class Certificate:
     def __str__(self) -> str:
         say = "certified" if self.certified else "not certified"
         return (
-            f"{say}: least eigenvalue of P {self.p_min:.3g}, largest of M "
-            f"{self.m_max:.3g}, {self.level:.0%} bound {self.upper:.3g} "
+            f"{say}: estimated abscissa {self.abscissa:.3g} 1/s, least eigenvalue of P "
+            f"{self.p_min:.3g}, {self.level:.0%} bound of M {self.upper:.3g} "
             f"(bootstrap over {self.kind})"
         )
 

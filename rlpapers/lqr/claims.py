@@ -174,8 +174,11 @@ def intercept_slope(evidence: list[Stored]) -> Finding:
         meets = s.low <= -0.35 and s.high >= -0.65
         status = decide(meets and s.high < 0, s, direction="less")
         status = "not reproduced" if status == "undecided" and not meets else status
-        cases.append(status)
-        words.append(f"{LABELS[kind]} {s}, between the last two M {end}")
+        lost = len(wide) - s.n  # seeds with a failure say nothing about a slope
+        cases.append("undecided" if lost else status)
+        words.append(
+            f"{LABELS[kind]} {s}, between the last two M {end}, {lost} seeds lost"
+        )
         off = lambda v: abs(v.value + 0.5)
         worst = s if worst is None or off(s) > off(worst) else worst
     return Finding(worst.value, worst, worst.n, combine(cases), "; ".join(words))
@@ -236,7 +239,7 @@ def intricacies(evidence: list[Stored]) -> Finding:
     t = t[(t.setting == "grid") & np.isfinite(t.error) & np.isfinite(t.cond)]
     r = spearman(t.cond, t.error)
     note = f"condition {t.cond.min():.0e} to {t.cond.max():.0e}, "
-    note += f"error {t.error.min():.0e} to {t.error.max():.0e}"
+    note += f"error {t.error.min():.0e} to {t.error.max():.0e}, n: settings and seeds"
     status = decide(r.low > 0.5, r, direction="greater")
     return Finding(r.value, r, r.n, status, note)
 
@@ -248,9 +251,10 @@ def literature_setting(evidence: list[Stored]) -> Finding:
     lost = np.log10(error["literature"] / error["ours"])
     r = bootstrap(lost[np.isfinite(lost)], "mean")
     cond = t.groupby("setting").cond.median()
-    note = f"condition {cond['literature']:.0e} against {cond['ours']:.0e}"
+    note = f"condition {cond['literature']:.0e} against {cond['ours']:.0e}, "
+    note += f"{len(lost) - r.n} seeds lost"
     status = decide(r.low >= 5, r, effect=5.0)
-    return Finding(r.value, r, len(lost), status, note)
+    return Finding(r.value, r, r.n, status, note)
 
 
 def noise_power(evidence: list[Stored]) -> Finding:

@@ -7,19 +7,23 @@ Docs: https://rlpapers.github.io/rlpapers/lqr/estimators.html.md"""
 # %% auto #0
 __all__ = ['ESTIMATORS', 'prepare', 'estimate', 'Interval', 'interval', 'OfflineLQR']
 
-# %% ../../nbs/lqr/20_estimators.ipynb #7e6a5565
+# %% ../../nbs/lqr/20_estimators.ipynb #12bf4c25
 import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
+from .algebra import RankConditionError
 from .certificates import Certificate, certificate, replicates
 from .iteration import PIResult, policy_iteration
 from .leastsquares import unpack
+from .matrices import unshared
 from .rank import blocks, moving_channels
 from .reference import care
 from .regression import assemble
+from .systems import LinearPlant
 from .value import certainty_equivalent
 from .windows import build_windows
 
@@ -44,6 +48,8 @@ def prepare(
     if estimator not in ESTIMATORS:
         known = ", ".join(ESTIMATORS)
         raise ValueError(f"estimator must be one of {known}, got {estimator!r}")
+    if burn < 0:
+        raise ValueError(f"burn must be >= 0, got {burn}")
     W = W.select(first=1 if estimator == "single" else first)
     if estimator == "measured":
         if not W.q:
@@ -64,16 +70,23 @@ def estimate(
     strict: bool = False,  # raise where the data say that K0 does not stabilise
     **options: Any,  # of `policy_iteration`
 ) -> tuple[np.ndarray, np.ndarray, Any]:  # K, P, and PIResult or (A, B, D)
-    "Gain and cost matrix by one estimator; NaN where no gain passed."
+    """Gain and its cost matrix by one estimator; NaN where no gain passed.
+
+    The cost matrix is `best_P` of the iteration, the one that goes with the gain.
+    """
+    average = estimator.startswith(("averaged", "certainty"))
+    if average and burn > 0:  # `average` looks where no window is left out
+        unshared(W.select(first))
     W = prepare(W, estimator, first, burn)
-    W = W.average() if estimator.startswith(("averaged", "certainty")) else W
+    W = W.average() if average else W
     if estimator == "certainty_equivalent":
         return certainty_equivalent(W, Q, R)
     out = policy_iteration(
         W, Q, R, K0, intercept="intercept" in estimator, strict=strict, **options
     )
-    K = out.best_K if out.best_K is not None else np.full_like(out.K[0], np.nan)
-    return K, out.P[-1], out
+    if out.best is None:
+        return np.full_like(out.K[0], np.nan), np.full_like(out.P[0], np.nan), out
+    return out.best_K, out.best_P, out
 
 # %% ../../nbs/lqr/20_estimators.ipynb #6a0c849e
 @dataclass(frozen=True, eq=False)
@@ -90,7 +103,7 @@ class Interval:
     cost_rate_low: float  # lower bound
     cost_rate_high: float  # upper bound
     level: float  # level of every interval by itself
-    kind: str  # what was resampled: "episodes" or "windows"
+    kind: str  # resampled: "episodes", or "windows" of one record (too narrow)
     replicates: int  # replicates that had a solution
 
     def covers(
@@ -148,7 +161,22 @@ def interval(
             f"only {len(parts)} of {bootstrap} replicates have a solution: record more "
             "windows or episodes"
         )
-    return _bounds(parts, K, X0, level, kind)
+    if kind == "windows" and estimator != "measured":
+        warnings.warn(
+            "the interval is from one episode, whose windows were resampled, and too "
+            "narrow: record 16 episodes or more",
+            stacklevel=2,
+        )
+    return _bounds(parts, K, X0, level, kind, _wider(W, kind, level))
+
+
+def _wider(W, kind: str, level: float) -> float:
+    "Factor for few episodes."
+    if kind == "windows":
+        return 1.0
+    E = min(len(np.unique(W.episode[W.group == g])) for g in np.unique(W.group))
+    p = (1 + level) / 2
+    return float(stats.t.ppf(p, E - 1) / stats.norm.ppf(p) * np.sqrt(E / (E - 1)))
 
 
 def _riccati_draws(draws, n: int, Q, R) -> list:
@@ -162,16 +190,18 @@ def _riccati_draws(draws, n: int, Q, R) -> list:
     return out
 
 
-def _bounds(parts, K, X0, level, kind) -> Interval:
-    Ks = np.array([p[0] for p in parts])
-    cost = np.array([np.sum(p[1] * X0) for p in parts])
-    rate = np.array([p[2] for p in parts])
-    edge = [(1 - level) / 2, (1 + level) / 2]
-    low, high = np.quantile(Ks, edge, axis=0)
-    (c0, c1), (r0, r1) = np.quantile(cost, edge), np.quantile(rate, edge)
-    mid = [float(np.median(a)) for a in (cost, rate)]
-    ends = (mid[0], c0, c1, mid[1], r0, r1)
-    return Interval(K, low, high, *map(float, ends), level, kind, len(parts))
+def _bounds(parts, K, X0, level, kind, wider) -> Interval:
+    edge = [(1 - level) / 2, 0.5, (1 + level) / 2]
+
+    def ends(values):
+        low, mid, high = np.quantile(np.array(values), edge, axis=0)
+        return mid - wider * (mid - low), mid, mid + wider * (high - mid)
+
+    low, _, high = ends([p[0] for p in parts])
+    c0, c, c1 = ends([np.sum(p[1] * X0) for p in parts])
+    r0, r, r1 = ends([p[2] for p in parts])
+    numbers = map(float, (c, c0, c1, r, r0, r1))
+    return Interval(K, low, high, *numbers, level, kind, len(parts))
 
 # %% ../../nbs/lqr/20_estimators.ipynb #dbd077d2
 @dataclass(eq=False)
@@ -190,41 +220,82 @@ class OfflineLQR:
         self,
         data: Any,  # `Trajectories` or `WindowData`
     ) -> "OfflineLQR":  # self, with K_, P_, history_, cost_rate_, converged_
-        "Learn from recorded data."
+        """Learn from recorded data.
+
+        `P_` and `cost_rate_` go with `K_`: of a stopped iteration they are those of the
+        gain, of a converged one those of the gain before, which is it to the tolerance.
+        """
         if self.estimator not in (known := ("auto", *ESTIMATORS)):
             raise ValueError(
                 f"estimator must be one of {', '.join(known)}, got {self.estimator!r}"
             )
-        W = data if hasattr(data, "delta") else build_windows(data, T=self.T)
-        self.windows_, self.estimator_ = W, self.estimator
+        W = self.windows_ = self._windows(data)
+        self.estimator_ = self.estimator
         if self.estimator == "auto":
             self.estimator_ = "measured" if W.q else "averaged+intercept"
-        elif W.q and self.estimator != "measured":
+        unused = W.q and self.estimator_ != "measured"
+        if unused:
             warnings.warn(
                 "the data hold a recorded disturbance that estimator "
                 f"{self.estimator!r} ignores; 'measured' uses it",
                 stacklevel=2,
             )
-        call = (W, self.Q, self.R, self.estimator_, self.K0)
-        K, P, info = estimate(*call, burn=self.burn, strict=True, **self.options)
-        if np.isnan(K).any():
-            raise ValueError(
-                f"no gain passed: {info.message}; record more episodes or windows"
-            )
+        advice = "use estimator='measured' or 'auto', as e was recorded"
+        try:
+            K, P, info = self._estimated(W, advice if unused else "")
+        except ValueError as e:
+            if unused and advice not in str(e):
+                e.args = (f"{e}; {advice}",)
+            raise
         known = isinstance(info, PIResult)
         self.K_, self.P_, self.info_ = K, P, info
         self.converged_ = info.converged if known else True
         self.history_ = info.to_frame() if known else None
         rate = known and self.estimator_ == "averaged+intercept"
-        self.cost_rate_ = float(info.kappa[-1]) if rate else float("nan")
+        self.cost_rate_ = info.best_kappa if rate else float("nan")
         return self
+
+    def _windows(self, data: Any) -> Any:
+        if hasattr(data, "delta"):
+            return data
+        sampled = any(b.rule == "samples" for b in getattr(data, "blocks", ()))
+        if self.T is None and sampled:
+            raise ValueError(
+                "the data are samples: give the length of a window in seconds, "
+                "OfflineLQR(T=...)"
+            )
+        return build_windows(data, T=self.T)
+
+    def _estimated(self, W: Any, advice: str) -> tuple:
+        call = (W, self.Q, self.R, self.estimator_, self.K0)
+        K, P, info = estimate(*call, burn=self.burn, strict=True, **self.options)
+        if not isinstance(info, PIResult):
+            return K, P, info
+        if text := info.rank.rounding:
+            raise RankConditionError(
+                info.rank.rank, info.rank.needed, info.rank.singular_values, text
+            )
+        if info.best is None:
+            advice = advice or "record more episodes or windows"
+            raise ValueError(f"no gain passed: {info.message}; {advice}")
+        if info.best == 0:
+            advice = advice or (
+                "record more episodes or windows, or use certainty_equivalent"
+            )
+            raise ValueError(
+                f"nothing was learned, only K0 itself passed: {info.message}; {advice}"
+            )
+        return K, P, info
 
     def predict(
         self,
         x: np.ndarray,  # states, shape (..., n)
     ) -> np.ndarray:  # inputs u = -Kx, shape (..., m)
         "What the learned gain does."
-        return -np.asarray(x, float) @ self._fitted().K_.T
+        x, n = np.asarray(x, float), self._fitted().K_.shape[1]
+        if x.shape[-1:] != (n,):
+            raise ValueError(f"x must end in n={n}, got shape {x.shape}")
+        return -x @ self.K_.T
 
     def certificate(
         self,
@@ -248,15 +319,22 @@ class OfflineLQR:
         X0: np.ndarray | None = None,  # second moment of x(0); None: identity
     ) -> Interval:  # bounds for the gain and its cost
         "Bootstrap intervals for the entries of the gain and its cost."
+        if not self._fitted().converged_:
+            raise ValueError(
+                f"no interval: {self.info_.message}, and the interval holds at a fixed "
+                "point; record more episodes or raise options={'max_iter': …}"
+            )
         call = (self._fitted().windows_, self.Q, self.R, self.K_, self.estimator_)
         return interval(*call, None, self.burn, bootstrap, level, seed, X0)
 
     def to_control(
         self,
-        plant: Any,  # a `LinearPlant`
+        plant: Any,  # a `LinearPlant`, or a control.StateSpace with inputs u, then e
     ) -> Any:  # control.StateSpace of the closed loop, input e
         "The loop that the learned gain closes around a known plant."
-        return plant.closed_loop(self._fitted().K_)
+        K = self._fitted().K_
+        q = max(np.shape(getattr(plant, "B", K.T))[1] - len(K), 0)
+        return LinearPlant.of(plant, q).closed_loop(K)
 
     def _fitted(self) -> "OfflineLQR":
         if not hasattr(self, "K_"):

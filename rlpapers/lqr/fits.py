@@ -45,12 +45,12 @@ def by_seed(
     wide = table.pivot(index="seed", columns=column, values=value)
     return wide.fillna(np.inf)
 
-# %% ../../nbs/lqr/25_fits.ipynb #07f64c1a
+# %% ../../nbs/lqr/25_fits.ipynb #12ea984c
 def slope(
     M: Sequence[float],  # episodes, shape (T,)
     error: np.ndarray,  # errors, shape (R, T)
 ) -> Interval:  # mean slope over seeds with its 95 % bootstrap interval
-    "Log–log slope of the error against M, fitted to each seed."
+    "Log–log slope of the error against M, fitted to each seed without a failure."
     x, y = np.log(np.asarray(M, float)), np.log(np.asarray(error, float))
     x = x - x.mean()
     return bootstrap(y[np.isfinite(y).all(1)] @ x / (x @ x), "mean")

@@ -7,13 +7,16 @@ Docs: https://rlpapers.github.io/rlpapers/lqr/matrices.html.md"""
 # %% auto #0
 __all__ = ['sample_weights', 'WindowData']
 
-# %% ../../nbs/lqr/09_matrices.ipynb #be62b21c
+# %% ../../nbs/lqr/09_matrices.ipynb #8af46fa6
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from .records import read_npz
 
 # %% ../../nbs/lqr/09_matrices.ipynb #bfd2452c
 def sample_weights(
@@ -88,6 +91,52 @@ def _aligned(W: "WindowData", where: np.ndarray) -> None:
                 f"window {W.window[i]} of episode {W.episode[i]} lasts {W.T[i]:.6g} s"
             )
             raise ValueError(f"{start}{text}, elsewhere {T:.6g} s")
+
+# %% ../../nbs/lqr/09_matrices.ipynb #1907fe2a
+def _starts(delta: np.ndarray, dx: np.ndarray) -> float:
+    "Relative difference of initial states, from the first windows."
+    i, j = np.triu_indices(dx.shape[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        x0 = (delta[:, i == j] / dx - dx) / 2
+    known = np.where(np.isfinite(x0), np.abs(x0), 0)
+    size = float(max(known.max(), np.abs(dx).max(), 1e-300))
+    x0 = x0[:, (np.abs(dx) > 1e-8 * size).all(0)]
+    return float(np.ptp(x0, axis=0).max() / size) if x0.size else 0.0
+
+
+def _explorations(v: np.ndarray, n: int, at: np.ndarray) -> float:
+    "Relative difference of explorations, from integrals of [x; u] in windows `at`."
+    mean = np.zeros((int(at.max()) + 1, v.shape[1]))
+    np.add.at(mean, at, v)
+    apart = v - (mean / np.maximum(np.bincount(at), 1)[:, None])[at]
+    K = np.linalg.lstsq(apart[:, :n], apart[:, n:], rcond=1e-9)[0]
+    rest = lambda z: np.linalg.norm(z[:, n:] - z[:, :n] @ K, axis=0)
+    return float((rest(apart) / np.maximum(rest(v), 1e-300)).max())
+
+
+def unshared(
+    W: "WindowData",  # windows, one row per window and episode
+    windows: int = 20,  # windows of an episode that are compared
+) -> None:
+    "Warn where episodes of one group differ in x(0) or exploration."
+    early = (W.count == 1) & (W.window < windows)
+    for g in np.unique(W.group[early]):
+        mine = np.flatnonzero(early & (W.group == g))
+        lead = mine[W.window[mine] == 0]
+        if len(lead) < 2 or not np.isfinite(W.iz[mine]).all():
+            continue
+        far = _starts(W.delta[lead], W.dx[lead])
+        other = _explorations(W.iz[mine, : W.n + W.m], W.n, W.window[mine])
+        for gap, limit, what in ((far, 1e-6, "x(0)"), (other, 0.1, "exploration")):
+            if gap > limit:
+                warnings.warn(
+                    f"episodes of group {g} do not share their {what} (relative "
+                    f"difference {gap:.1g}), and the mean over them excites less: give "
+                    "a group to each start and exploration (group_col of "
+                    "from_dataframe, group of from_arrays)",
+                    stacklevel=3,
+                )
+                return
 
 # %% ../../nbs/lqr/09_matrices.ipynb #59de1313
 @dataclass(eq=False)
@@ -184,6 +233,7 @@ class WindowData:
         keys = W.group * width + W.window
         where = np.unique(keys, return_inverse=True)[1].ravel()
         _aligned(W, where)
+        unshared(W)
         return _mean(W, where)
 
     @classmethod
@@ -222,6 +272,8 @@ class WindowData:
         path: str | Path,  # file that `save` wrote
     ) -> "WindowData":  # as it was
         "Read what `save` wrote."
-        with np.load(path, allow_pickle=False) as z:
-            d = {f.name: z[f.name] for f in fields(cls)}
+        d = read_npz(path)
+        if lost := [f.name for f in fields(cls) if f.name not in d]:
+            raise ValueError(f"{path} has no array {lost[0]!r}: {sorted(d)}")
+        d = {f.name: d[f.name] for f in fields(cls)}
         return cls(**d | {k: tuple(map(str, d[k])) for k in _NAMES})

@@ -7,11 +7,12 @@ Docs: https://rlpapers.github.io/rlpapers/lqr/operator.html.md"""
 # %% auto #0
 __all__ = ['Operator', 'ascend']
 
-# %% ../../nbs/lqr/15_operator.ipynb #9f78f9de
+# %% ../../nbs/lqr/15_operator.ipynb #68475476
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from .algebra import RankConditionError, smat, svec
 from .leastsquares import Step, condition, kernels, scaled, unpack
@@ -137,7 +138,8 @@ def ascend(
     bound, resets, P, target = 1e2 * np.linalg.norm(Q), 0, np.zeros(nv), svec(Q)
     K, speed, stable, j, age = np.zeros((m, n)), np.inf, False, 0, 0
     lie, gain = L[:nv], L[nv : nv + m * n]
-    for j in range(max_iter):
+    steps = tqdm(range(max_iter), "value iteration", leave=False, delay=2)
+    for j in steps:
         K = np.linalg.solve(R, (gain @ P).reshape(n, m).T)
         if until_stable and j % 50 == 0 and np.linalg.eigvals(A - B @ K).real.max() < 0:
             break
@@ -155,6 +157,7 @@ def ascend(
                 eps / 2,
                 0,
             )
+    steps.close()
     stable = bool(np.linalg.eigvals(A - B @ K).real.max() < 0)
     info = dict(steps=j + 1, resets=resets, speed=speed, stable=stable)
     return K, smat(P), info | {"converged": speed <= tol}

@@ -52,7 +52,7 @@ def kron_windows(
     for i in range(0, len(x), size):
         last = i + size - 1
         sums = [0.0, 0.0, 0.0]
-        for j in range(i, last + 1):
+        for j in range(i + 1, last):  # the ends have weight 0
             for k, other in enumerate((x[j], u[j], e[j])):
                 sums[k] = sums[k] + b.weights[j - i] * np.kron(x[j], other)
         row = np.kron(x[last], x[last]) - np.kron(x[i], x[i])

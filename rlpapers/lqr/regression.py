@@ -27,6 +27,7 @@ from rlpapers.lqr.leastsquares import (
 )
 from .operator import Operator
 from .rank import Blocks, blocks, unfold
+from .records import read_npz
 
 # %% ../../nbs/lqr/16_regression.ipynb #2f51f53b
 def gain_columns(
@@ -224,11 +225,13 @@ class Compressed:
         device: str = "cpu",  # of torch
     ) -> "Compressed":  # as it was
         "Go on from a file: appending gives the bits an uninterrupted run gives."
-        with np.load(path) as z:
-            n, m, q, i, count = (int(v) for v in z["shape"])
-            names = [tuple(str(v) for v in z[c]) for c in "xue"]
-            out = cls(None, q > 0, bool(i), backend, device)
-            out.S, out.count, out._parts = out.k.array(z["S"]), count, None
+        z = read_npz(path)
+        if lost := {"shape", "S", *"xue"} - set(z):
+            raise ValueError(f"{path} has no array {min(lost)!r}: {sorted(z)}")
+        n, m, q, i, count = (int(v) for v in z["shape"])
+        names = [tuple(str(v) for v in z[c]) for c in "xue"]
+        out = cls(None, q > 0, bool(i), backend, device)
+        out.S, out.count, out._parts = out.k.array(z["S"]), count, None
         empty = np.zeros((0, 0))
         xe, T = np.zeros((0, q * n)), np.zeros((0, i))
         out.like = Blocks(empty, empty, empty, xe, T, n, m, *names)

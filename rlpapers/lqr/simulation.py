@@ -162,9 +162,9 @@ def _grid(e: Any, T: float, l: int, nodes: int, substeps: int, rule: str) -> tup
         raise ValueError("a later step is sampled at Gauss nodes only")
     return (T / substeps, l * substeps + 1, np.zeros(1)), ("samples", 0, None)
 
-# %% ../../nbs/lqr/08_simulation.ipynb #d504a779
+# %% ../../nbs/lqr/08_simulation.ipynb #26dd62ff
 def simulate(
-    plant: LinearPlant,
+    plant: LinearPlant,  # or a control.StateSpace; e are the last of its inputs
     K_behaviour: np.ndarray | None,  # u = -K x + exploration, shape (m, n); None: 0
     exploration: Any,  # MultiSine or Zero; None: zero
     disturbance: Any,  # any signal of `signals`; None: none, and e is not recorded
@@ -184,6 +184,7 @@ def simulate(
     to_numpy: bool = True,  # False: leave torch tensors in the block
 ) -> Trajectories:  # one block
     "Episodes of a known plant, exact at every returned time."
+    plant = LinearPlant.of(plant, getattr(disturbance, "channels", 0))
     A, K, explore, x0 = _behaviour(plant, K_behaviour, exploration, disturbance, x0)
     if backend not in {"numpy", "torch"} or episodes < 1 or not T > 0 or l < 1:
         got = f"{backend!r}, {episodes}, {T}, {l}"

@@ -103,6 +103,11 @@ class LinearPlant:
         name: str = "",  # for tables; empty: the name of the system
     ) -> "LinearPlant":  # the same A; B and D from the columns of its B
         "A plant from python-control; outputs are ignored, states are measured."
+        if not hasattr(system, "A"):
+            raise ValueError(
+                "a control.StateSpace is needed, got "
+                f"{type(system).__name__}: convert it with control.ss"
+            )
         if system.dt not in (0, None):
             raise ValueError(
                 f"continuous time is needed, the system has dt={system.dt}"
@@ -117,6 +122,17 @@ class LinearPlant:
         D = B[:, m:] if disturbances else None
         names = (list(system.state_labels), u[:m], u[m:] or None)
         return cls(system.A, B[:, :m], D, name or str(system.name), *names)
+
+    @classmethod
+    def of(
+        cls,
+        plant: Any,  # a `LinearPlant`, or a control.StateSpace
+        disturbances: int = 0,  # of a StateSpace: how many last inputs are exogenous
+    ) -> "LinearPlant":  # itself, or what `from_control` makes of it
+        "A plant of this page, whichever of the two kinds was given."
+        if isinstance(plant, cls):
+            return plant
+        return cls.from_control(plant, disturbances)
 
     def to_control(self) -> Any:  # control.StateSpace, inputs u then e, outputs x
         "The plant in python-control."

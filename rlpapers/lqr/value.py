@@ -7,7 +7,7 @@ Docs: https://rlpapers.github.io/rlpapers/lqr/value.html.md"""
 # %% auto #0
 __all__ = ['value_iteration', 'identify', 'certainty_equivalent']
 
-# %% ../../nbs/lqr/18_value.ipynb #e412c0d1
+# %% ../../nbs/lqr/18_value.ipynb #e48deaab
 import warnings
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 from .algebra import RankConditionError, check_weight
 from .leastsquares import solve_rows
 from .operator import Operator, ascend
-from .rank import blocks, moving_channels, rank_report
+from .rank import blocks, explored, moving_channels, rank_report, rounding
 from .reference import care
 
 # %% ../../nbs/lqr/18_value.ipynb #99071ab1
@@ -58,6 +58,9 @@ def identify(
     if use_e and not W.q:
         raise ValueError("use_e=True, but the windows hold no recorded disturbance")
     iz = W.iz[:, :keep]
+    bad = ~np.isfinite(iz).all(1) | ~np.isfinite(W.dx).all(1)
+    if bad.any():
+        raise ValueError(f"window {bad.argmax()} has values that are not finite")
     moving = np.abs(iz).max(0) > 0
     moving[: n + m] = True
     if np.linalg.matrix_rank(
@@ -83,6 +86,8 @@ def certainty_equivalent(
     use_e: bool | None = None,  # with the disturbance; None: when it is recorded
 ) -> tuple[np.ndarray, np.ndarray, tuple]:  # K (m, n), P (n, n), (A, B, D) estimated
     "Identify the plant, then solve its Riccati equation."
+    if text := rounding(explored(blocks(W))):
+        warnings.warn(text, stacklevel=2)
     A, B, D = identify(W, use_e)
     K, P = care(A, B, Q, R)
     return K, P, (A, B, D)

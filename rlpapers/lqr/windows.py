@@ -19,17 +19,36 @@ from .records import Block, Trajectories
 from .simulation import simulate
 from .systems import LinearPlant
 
-# %% ../../nbs/lqr/10_windows.ipynb #bea2c453
-def _edges(t: np.ndarray, T: float | None, length: int | None) -> np.ndarray:
+# %% ../../nbs/lqr/10_windows.ipynb #22160402
+def _no_gap(block: Block, end: float, T: float) -> None:
+    "Refuse a pause of the recording before the time `end`, for windows of T seconds."
+    t, steps = block.t, np.diff(block.t)
+    usual = float(np.median(steps))
+    gap = (steps > max(5 * usual, T / 10)) & (t[:-1] < end - 1e-6 * T)
+    if gap.any() and T >= usual:
+        k = int(np.argmax(gap))
+        raise ValueError(
+            f"row {k + 1} of episode {block.episode[0]} of group {block.group[0]} "
+            f"comes {steps[k]:.4g} s after row {k}, the usual step is {usual:.4g} s: "
+            "no window can be integrated over a gap; make the rows after it an "
+            "episode of their own (episode_col)"
+        )
+
+
+def _edges(block: Block, T: float | None, length: int | None) -> np.ndarray:
     "Indices of the samples at which windows meet."
+    t = block.t
     if (T is None) == (length is None):
         raise ValueError(f"one of T, length is needed; got T={T}, length={length}")
     if length is not None:
         if length < 2:
             raise ValueError(f"a window needs at least 2 samples, got length={length}")
         edges = np.arange(0, len(t), length - 1)
+        _no_gap(block, t[edges[-1]], (length - 1) * float(np.median(np.diff(t))))
     else:
         count = int(np.floor((t[-1] - t[0]) / T + 1e-6)) if T > 0 else 0
+        if count:
+            _no_gap(block, t[0] + T * count, T)
         ends = t[0] + T * np.arange(count + 1)
         right = np.searchsorted(t, ends).clip(1, len(t) - 1)
         edges = right - (ends - t[right - 1] < t[right] - ends)
@@ -63,7 +82,7 @@ def _sample_plan(block: Block, T, length, rule: str) -> tuple:
     if rule not in {"auto", "simpson", "trapezoid"}:
         raise ValueError(f"rule must be auto, simpson or trapezoid, got {rule!r}")
     rule = "simpson" if rule == "auto" else rule
-    t, edges = block.t, _edges(block.t, T, length)
+    t, edges = block.t, _edges(block, T, length)
     size = np.diff(edges)
     offset = np.arange(size.max() + 1)
     index = np.minimum(edges[:-1, None] + offset, edges[1:, None])
@@ -164,6 +183,11 @@ def build_windows(
     budget: int = 50_000,  # numbers in a piece: small enough for the cache
 ) -> WindowData:  # one row for each window of each episode
     "Data matrices of all windows."
+    if hasattr(traj, "columns"):
+        raise TypeError(
+            "got a table: make episodes of it with Trajectories.from_dataframe(df, "
+            "x_cols, u_cols, …)"
+        )
     parts = []
     for b in traj.blocks:
         parts.append(_block_windows(b, window_plan(b, T, length, rule), budget))
