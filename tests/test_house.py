@@ -263,10 +263,15 @@ def reached(extra: str) -> set[str]:
     return {extra}.union(*(reached(e) for e in below))
 
 
+LIBRARY_ONLY = {"abidegym"}  # papers whose experiments are still to come
+
+
 def test_papers_are_packages_extras_and_folders():
-    assert set(PACKAGES) & set(KEYS) == set(BUILT)
+    begun = set(BUILT) | LIBRARY_ONLY
+    assert not set(BUILT) & LIBRARY_ONLY
+    assert set(PACKAGES) & set(KEYS) == begun
     extras = {e.replace("-", "_") for e in EXTRAS}
-    assert extras & set(KEYS) == set(BUILT), "one extra for each paper that is built"
+    assert extras & set(KEYS) == begun, "one extra for each paper that is begun"
 
 
 def test_extras_fit_together():
