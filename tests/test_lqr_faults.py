@@ -14,6 +14,7 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from rlpapers.core import params
+from rlpapers.lqr import estimators
 from rlpapers.lqr.algebra import (
     IllConditionedWarning,
     NotStabilizingError,
@@ -1080,3 +1081,21 @@ def test_simulated_nodes_travel_through_a_file(tmp_path):
     traj.save_npz(tmp_path / "gauss.npz")
     back = Trajectories.from_npz(tmp_path / "gauss.npz")
     assert_array_equal(build_windows(back).G, build_windows(traj).G)
+
+
+def test_intervals_of_few_episodes_are_wider(monkeypatch):
+    "Student's quantile for four episodes, and the bootstrap's missing factor E/(E-1)."
+    freqs = np.linspace(0.3, 7.5, 16).reshape(2, 8)
+    probe = MultiSine(freqs, np.ones((2, 8)), np.zeros((2, 8)))
+    plant = LinearPlant(A, B, D)
+    traj = simulate(
+        plant, None, probe, OU(0.5, 0.1), np.ones(4), 0.1, 60, episodes=4, seed=3
+    )
+    W = build_windows(traj, T=0.1).without_e()
+    call = (W, Q, R, BEST, "averaged+intercept")
+    wide = estimators.interval(*call, bootstrap=100)
+    monkeypatch.setattr(estimators, "_wider", lambda *_: 1.0)
+    bare = estimators.interval(*call, bootstrap=100)
+    ratio = (wide.K_high - wide.K_low) / (bare.K_high - bare.K_low)
+    assert_allclose(ratio, 3.18245 / 1.95996 * np.sqrt(4 / 3), rtol=1e-5)
+    assert_allclose(wide.cost, bare.cost)
