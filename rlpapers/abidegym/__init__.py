@@ -1,15 +1,20 @@
-"""AbideGym: MiniGrid whose rules change within an episode (arXiv 2509.21234); under construction.
+"""AbideGym: MiniGrid whose rules change within an episode (arXiv 2509.21234).
 
-Each name is imported from its module when it is first used.
+Each name is imported from its module when it is first used. Imported after Gymnasium, the package
+registers its ids; `gymnasium.make("rlpapers.abidegym:AbideGym-DoorKey-8x8-v0")` does both.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rlpapers.core.lazy import lazy_package
 
 if TYPE_CHECKING:
     from .agents import *
     from .batches import *
     from .cells import *
+    from .comparisons import *
     from .changes import *
     from .ids import *
     from .layouts import *
@@ -19,6 +24,7 @@ if TYPE_CHECKING:
     from .perturbations import *
     from .planner import *
     from .policy import *
+    from .positioning import *
     from .protocol import *
     from .resizing import *
     from .schedules import *
@@ -26,6 +32,10 @@ if TYPE_CHECKING:
     from .streams import *
     from .training import *
     from .vectors import *
+    from .combinators import *
+    from .proposals import *
+    from .senses import *
+    from .worlds import *
     from .wrapper import *
 
 _MODULES = {
@@ -35,8 +45,8 @@ _MODULES = {
     "planner": "plan distance_map verify",
     "schedules": "Stall Deadline Pressure BeforeSubgoal AtStep Periodic Bernoulli OnEvent "
     "Near Visited Loop",
-    "perturbations": "Rekey ToggleDoor MoveObject Obstruct Clear Distractors RemapActions "
-    "Sticky ShrinkView Blackout Recolor SeeThrough",
+    "perturbations": "Rekey ToggleDoor MoveObject Obstruct Clear Distractors",
+    "senses": "RemapActions Sticky ShrinkView Blackout Recolor SeeThrough",
     "resizing": "Resize ResizeCurriculum PaddedFullyObs",
     "states": "StructuredState",
     "changes": "Rule",
@@ -46,26 +56,19 @@ _MODULES = {
     "vectors": "AbideVecEnv",
     "agents": "RandomAgent OracleAgent FrozenPlanAgent StaleModelAgent",
     "outcomes": "brittleness resilience recovery strategy_mix",
-    "protocol": "Report evaluate env_worlds",
+    "protocol": "Report evaluate",
+    "worlds": "env_worlds",
     "batches": "vec_worlds",
     "levels": "LevelReplay",
     "policy": "PolicyAgent",
     "training": "Regime TrainConfig train",
+    "comparisons": "permutation recovery_curves",
+    "positioning": "positions",
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 
-__all__ = sorted(_HOME)
+_MORE = "params report trials variants claims bench cli"
 
+__getattr__, __dir__, __all__ = lazy_package(__name__, _MODULES, _MORE)
 
-def __getattr__(name: str):
-    if name in _HOME:
-        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_MODULES})
+if "gymnasium" in sys.modules:  # names and plain data only: nothing else is imported
+    import_module(f"{__name__}.ids")

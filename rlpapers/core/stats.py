@@ -329,9 +329,12 @@ def kaplan_meier(
     high = np.where(s == 0, np.nan, high)
     if len(s) and s[-1] == 0:
         high[-1] = high[-2] if len(s) > 1 else 1.0
+        if high[-1] == 1:  # all at once: none left of the n that were watched
+            n = int((_clean(times, "times").ravel() >= sf.quantiles[-1]).sum())
+            high[-1] = 1 - (0.5 - level / 2) ** (1 / n)
     return Survival(sf.quantiles, s, low, high)
 
-# %% ../../nbs/core/08_stats.ipynb #afbc93f6
+# %% ../../nbs/core/08_stats.ipynb #e5f125d8
 def _censored(
     times: np.ndarray | Sequence, observed: np.ndarray | Sequence
 ) -> stats.CensoredData:

@@ -1,7 +1,8 @@
 "What several papers share to learn a policy; each name is imported when first used."
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rlpapers.core.lazy import lazy_package
 
 if TYPE_CHECKING:
     from .networks import *
@@ -15,20 +16,5 @@ _MODULES = {
     "networks": "orthogonal mlp index_sum IndexLinear Categorical Memory ActorCritic",
     "ppo": "policy_loss value_loss PPOConfig ppo_loss NonFiniteLoss PPO",
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str):
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_MODULES})
+__getattr__, __dir__, __all__ = lazy_package(__name__, _MODULES)

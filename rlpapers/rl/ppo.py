@@ -86,9 +86,19 @@ class PPOConfig:
                 raise ValueError(
                     f"{name} must be at least 1, got {getattr(self, name)}"
                 )
-        for name in ("lr", "grad_norm"):
+        for name in ("lr", "grad_norm", "clip"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("gamma", "lam"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f"{name} must lie in [0, 1], got {getattr(self, name)}"
+                )
+        for name in ("entropy", "value"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(
+                    f"{name} must not be negative, got {getattr(self, name)}"
+                )
 
 # %% ../../nbs/rl/03_ppo.ipynb #db5411fa
 PARTS = ("policy_loss", "value_loss", "entropy", "kl", "clipped")

@@ -72,7 +72,7 @@ def gae(
     _same(rewards.shape, terminated=terminated, truncated=truncated)
     ended = terminated if truncated is None else terminated | truncated
     delta = rewards + gamma * following.masked_fill(terminated, 0.0) - values
-    decay = torch.where(ended, 0.0, gamma * lam).to(rewards.dtype)
+    decay = torch.full_like(rewards, gamma * lam).masked_fill(ended, 0.0)
     out, flow = torch.empty_like(delta), torch.zeros_like(delta[0])
     for t in range(len(rewards) - 1, -1, -1):
         flow = torch.addcmul(delta[t], decay[t], flow, out=out[t])

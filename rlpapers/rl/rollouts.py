@@ -150,7 +150,8 @@ class Collector:
         self.over = torch.zeros_like(self.starts)  # the next step is a reset
         self.hidden = model.initial(env.num_envs)
         self.episodes = _Episodes(env.num_envs)
-        self.tensors = isinstance(obs, Tensor)
+        parts = obs.values() if isinstance(obs, Mapping) else [obs]
+        self.tensors = any(isinstance(x, Tensor) for x in parts)
 
     def encode(self, obs: Any) -> Tensor:
         "The model's input, on its device; a copy, since environments reuse arrays."

@@ -3,8 +3,9 @@
 Each name is imported from its module when it is first used.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING
+
+from rlpapers.core.lazy import lazy_package
 
 if TYPE_CHECKING:
     from .agents import *
@@ -45,21 +46,7 @@ _MODULES = {
     "units": "WORLDS world configurations train_block",
     "report": "contrast reference view speed_table compare",
 }
-_HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
-_SUB = {*_MODULES, "params", "claims", "bench", "pole"}
 
-__all__ = sorted(_HOME)
-
-
-def __getattr__(name: str):
-    if name in _HOME:
-        value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-        globals()[name] = value
-        return value
-    if name in _SUB:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME, *_SUB})
+__getattr__, __dir__, __all__ = lazy_package(
+    __name__, _MODULES, "params claims bench pole"
+)
