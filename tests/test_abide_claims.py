@@ -263,7 +263,7 @@ def test_stalling(evidence, static, random, statuses):
 )
 def test_memory_and_pressure(evidence, gain, status):
     memory = [
-        dict(family=f, regime=r, seed=s, resilience=v)
+        dict(family=f, regime=r, seed=s, resilience=v, events=0.5)
         for f in ("remap", "blackout")
         for r, m in (("adaptive", 0.5), ("recurrent", 0.5 + gain))
         for s, v in enumerate(around(m, 3, 0.05))
@@ -272,7 +272,7 @@ def test_memory_and_pressure(evidence, gain, status):
     assert claims.memory_remap(found).status == status
     assert claims.memory_blackout(found).status == status
     pressure = [
-        dict(agent=a, family=f, rho=r, seed=s, resilience=v)
+        dict(agent=a, family=f, rho=r, seed=s, resilience=v, events=0.5)
         for f in ("rekey", "lava")
         for a, m in (("static", 0.5), ("adaptive", 0.5 + gain))
         for r, more in ((0.5, 0.0), (2.0, gain))

@@ -1,10 +1,9 @@
 """AbideGym: MiniGrid whose rules change within an episode (arXiv 2509.21234).
 
-Each name is imported from its module when it is first used. Imported after Gymnasium, the package
-registers its ids; `gymnasium.make("rlpapers.abidegym:AbideGym-DoorKey-8x8-v0")` does both.
+Each name is imported from its module when it is first used; the ids are registered at once.
+`gymnasium.make("rlpapers.abidegym:AbideGym-DoorKey-8x8-v0")` imports and makes in one.
 """
 
-import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -70,5 +69,4 @@ _MORE = "params report trials variants claims bench cli"
 
 __getattr__, __dir__, __all__ = lazy_package(__name__, _MODULES, _MORE)
 
-if "gymnasium" in sys.modules:  # names and plain data only: nothing else is imported
-    import_module(f"{__name__}.ids")
+import_module(f"{__name__}.ids")  # registers names and plain data: nothing heavy

@@ -7,7 +7,7 @@ Docs: https://rlpapers.github.io/rlpapers/abidegym/batches.html.md"""
 # %% auto #0
 __all__ = ['TrainEnv', 'VecWorld', 'vec_worlds']
 
-# %% ../../nbs/abidegym/30_batches.ipynb #48922584
+# %% ../../nbs/abidegym/30_batches.ipynb #f1f04ecb
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +18,7 @@ from .changes import Rule
 from .perturbations import Rekey
 from .schedules import BeforeSubgoal
 from .vectors import AbideVecEnv
-from .worlds import protocol_rules
+from .worlds import protocol_events, protocol_rules
 
 # %% ../../nbs/abidegym/30_batches.ipynb #86009477
 class TrainEnv(AbideVecEnv):
@@ -147,5 +147,7 @@ def vec_worlds(
 ) -> Callable[[bool], VecWorld]:  # without (False) or with changes (True)
     "Worlds of a task on the engine, for `evaluate`."
     task, usual = protocol_rules(env_id)
+    if rules is None:
+        options = {"max_events": protocol_events(env_id)} | options
     rules = usual if rules is None else list(rules)
     return lambda changes: VecWorld(task, rules if changes else (), **options)

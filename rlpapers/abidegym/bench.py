@@ -7,10 +7,11 @@ Docs: https://rlpapers.github.io/rlpapers/abidegym/bench.html.md"""
 # %% auto #0
 __all__ = ['DOOR', 'NEEDS', 'in_turns', 'speed_row', 'actions_of', 'our_run', 'minigrid_run', 'envpool_run', 'one_thread_jax',
            'navix_run', 'xland_run', 'engine_rows', 'solver_rows', 'wrapper_rows', 'training_row', 'moved_bytes',
-           'gpu_rows', 'cuda_speed', 'memory_speed', 'cuda_training', 'bench']
+           'jax_row', 'gpu_rows', 'cuda_speed', 'memory_speed', 'cuda_training', 'bench']
 
-# %% ../../nbs/abidegym/52_bench.ipynb #a871701b
+# %% ../../nbs/abidegym/52_bench.ipynb #4bf65c6e
 import importlib
+import importlib.util
 import os
 import time
 from collections.abc import Callable
@@ -144,7 +145,7 @@ def envpool_run(
 
     return run
 
-# %% ../../nbs/abidegym/52_bench.ipynb #3d2a00ab
+# %% ../../nbs/abidegym/52_bench.ipynb #1715376d
 def _module(name: str) -> Any:
     "A peer that is in no extra of ours."
     try:
@@ -153,13 +154,18 @@ def _module(name: str) -> Any:
         raise MissingExtra(f"not installed: pip install {name}", name=name) from e
 
 
+def _jax_for_cuda() -> bool:
+    "Whether JAX's part for a graphics card is installed."
+    return any(importlib.util.find_spec(f"jax_cuda{k}_plugin") for k in (12, 13))
+
+
 @contextmanager
 def one_thread_jax():
     "JAX on one thread of the processor, when it starts within."
     want = {
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false "
         "intra_op_parallelism_threads=1",
-        "JAX_PLATFORMS": "cpu",
+        "JAX_PLATFORMS": "cpu,cuda" if _jax_for_cuda() else "cpu",
     }
     before = {k: os.environ.get(k) for k in want}
     os.environ.update(want)
@@ -258,7 +264,7 @@ def _engine_table(rates: dict, why: dict, n: int) -> list[dict[str, Any]]:
     rows = [
         ("no changes", "ours", "minigrid", "minigrid", "MiniGrid", 300.0),
         ("Rekey, BeforeSubgoal", "before", "minigrid", "minigrid", "MiniGrid", 200.0),
-        ("Rekey, Stall(16)", "stall", "minigrid", "minigrid", "MiniGrid", 200.0),
+        ("Rekey, Stall(16)", "stall", "minigrid", "minigrid", "MiniGrid", None),
         ("no changes", "ours", "envpool", "envpool", "EnvPool, 1 thread", 10.0),
         ("no changes", "ours", seen, "navix", "NAVIX, 3 bytes", 15.0),
         ("no changes", "ours", "categorical_first_person", "navix",
@@ -371,6 +377,27 @@ def moved_bytes(
     return 2 * min(cells, 49) + 2 * state + front + 8 + view + 4 + 2
 
 
+def jax_row(
+    name: str,  # of the row
+    ours: np.ndarray,  # our speeds, steps/s
+    n: int,  # number of worlds N
+    rounds: int,  # timed rounds
+    kind: str = "cuda",  # JAX's name of the device
+    steps: int = 20,  # steps of a run
+) -> dict[str, Any]:  # a row without a peer where JAX has no such device
+    "XLand-MiniGrid on a device, by the clock."
+    try:
+        card = _module("jax").devices(kind)[0]
+        with importlib.import_module("jax").default_device(card):
+            run, rates = xland_run(n, steps), []
+            for _ in range(rounds):
+                begin = time.perf_counter()
+                rates.append(run() / (time.perf_counter() - begin))
+    except (MissingExtra, RuntimeError) as e:
+        return row(name, None, None, "steps/s", None, str(e).splitlines()[0])
+    return speed_row(name, ours, np.array(rates), None, f"JAX on {card.device_kind}")
+
+
 def gpu_rows(
     n: int = 2**20,  # number of worlds N
     rounds: int = 5,  # timed rounds
@@ -381,24 +408,24 @@ def gpu_rows(
     names = {"image": 1e9, "packed": 3e9}
     title = "engine 8x8 on CUDA, N=2^20, Rekey, {}"
     share, ppo = "engine 8x8 on CUDA, share of memory speed", "PPO 8x8 on CUDA"
-    jax = "engine 8x8 on CUDA against engines in JAX"
+    jax = "engine 8x8 on CUDA, Rekey, against XLand-MiniGrid there, no occlusion"
     if not torch.cuda.is_available():
         out = [absolute(title.format(k), None, "steps/s", t, NEEDS, lower=False)
                for k, t in names.items()]  # fmt: skip
         out += [absolute(share, None, "%", 25.0, NEEDS, lower=False)]
         out += [absolute(ppo, None, "frames/s", 3e6, NEEDS, lower=False)]
         return [*out, row(jax, None, None, "steps/s", None, NEEDS)]
-    device, out, speed = torch.cuda.get_device_name(), [], {}
+    device, out, speed, each_of = torch.cuda.get_device_name(), [], {}, {}
     for mode, target in names.items():
         each = np.sort([cuda_speed(n, mode) for _ in range(rounds)])
-        speed[mode] = float(np.median(each))
+        speed[mode], each_of[mode] = float(np.median(each)), each
         note = f"{each[0]:.3g} to {each[-1]:.3g} in {rounds} rounds, {device}"
         name = title.format(mode)
         out.append(absolute(name, speed[mode], "steps/s", target, note, lower=False))
     used = 100 * speed["image"] * moved_bytes() / memory_speed()
     out.append(absolute(share, used, "%", 25.0, "of a copy on the card", lower=False))
     out.append(absolute(ppo, cuda_training(), "frames/s", 3e6, device, lower=False))
-    return [*out, row(jax, None, None, "steps/s", None, "no JAX for the card is here")]
+    return [*out, jax_row(jax, each_of["image"], n, rounds)]
 
 # %% ../../nbs/abidegym/52_bench.ipynb #2d6f8e05
 def cuda_speed(

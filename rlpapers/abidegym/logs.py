@@ -7,15 +7,16 @@ Docs: https://rlpapers.github.io/rlpapers/abidegym/logs.html.md"""
 # %% auto #0
 __all__ = ['replay']
 
-# %% ../../nbs/abidegym/25_logs.ipynb #14495c15
+# %% ../../nbs/abidegym/25_logs.ipynb #6d4619cf
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, WrapperSpec
 
 import rlpapers.abidegym.ids as _ids
 from .wrapper import AbideGymWrapper
+from ..core.paths import require
 
 # %% ../../nbs/abidegym/25_logs.ipynb #9ef833c1
 def _inner(env: gym.Env) -> AbideGymWrapper:
@@ -36,19 +37,55 @@ def _same(step: int, what: str, have: Any, want: Any) -> None:
             "another version, other rules or another environment"
         )
 
-# %% ../../nbs/abidegym/25_logs.ipynb #ddb22b18
-_OURS = ("rlpapers", "minigrid", "gymnasium")
+# %% ../../nbs/abidegym/25_logs.ipynb #e74d5d5d
+_MAKES = "rlpapers.abidegym.ids:make_env"
+_GIVEN = {"env_id", "rules", "max_steps", "size", "agent_view_size", "agent_start_dir",
+          "agent_start_pos", "see_through_walls", "highlight", "tile_size",
+          "render_mode"}  # fmt: skip
+_AROUND = {
+    "rlpapers.abidegym": ("AbideGymWrapper", "PaddedFullyObs"),
+    "minigrid.wrappers": ("ImgObsWrapper", "FlatObsWrapper", "FullyObsWrapper"),
+    "gymnasium.wrappers": ("OrderEnforcing", "PassiveEnvChecker", "TimeLimit",
+                           "RecordEpisodeStatistics"),
+}  # fmt: skip
+
+
+def _known(spec: EnvSpec) -> str | None:
+    "What of a specification is not known to be harmless."
+    name, kwargs = str(spec.entry_point), dict(spec.kwargs)
+    if name == _MAKES:
+        task = str(kwargs.get("env_id"))
+        if not task.startswith("MiniGrid-") or task not in gym.registry:
+            return task
+        odd = sorted(set(kwargs) - _GIVEN - set(_ids._OPTIONS))
+        if odd:
+            return ", ".join(odd)
+    elif not (
+        name.startswith("minigrid.envs")
+        and spec.id in gym.registry
+        and gym.registry[spec.id].entry_point == name
+    ):
+        return name
+    for one in spec.additional_wrappers:
+        module, _, cls = str(one.entry_point).partition(":")
+        if not any(
+            (module == m or module.startswith(f"{m}.")) and cls in names
+            for m, names in _AROUND.items()
+        ):
+            return str(one.entry_point)
+    return None
 
 
 def _made(text: str, **kwargs: Any) -> gym.Env:
     "The environment of a log; what it is made by must be known."
     spec = EnvSpec.from_json(text)
-    for one in (spec, *spec.additional_wrappers):
-        if str(one.entry_point).split(".")[0] not in _OURS:
-            raise ValueError(
-                f"the log wants its environment made by {one.entry_point}; if you "
-                "trust it, make it yourself and give it as env"
-            )
+    require("abidegym", "minigrid")  # registers its ids
+    strange = _known(spec)
+    if strange is not None:
+        raise ValueError(
+            f"the log wants its environment made by {strange}; if you "
+            "trust it, make it yourself and give it as env"
+        )
     _ids.register_ids()
     return gym.make(spec, **kwargs)
 
@@ -64,9 +101,11 @@ def replay(
         if not log.get("spec"):
             raise ValueError("the log names no environment; give one as env")
         env = _made(log["spec"], **kwargs)
-    inner = _inner(env)
+    inner, episode = _inner(env), log["episode"]
+    if type(episode) is not int or not 0 <= episode <= 10**6:
+        raise ValueError(f"episode must be a number in 0…1000000, got {episode!r}")
     env.reset(seed=log["seed"])
-    for _ in range(log["episode"]):
+    for _ in range(episode):
         env.reset()
     seen = seen or (lambda env: None)
     seen(env)

@@ -26,7 +26,7 @@ from .outcomes import strategy_mix
 from .perturbations import Rekey
 from .policy import PolicyAgent, encode_view, grid_model
 from .protocol import run_episodes
-from .worlds import protocol_rules
+from .worlds import protocol_events, protocol_rules
 from ..core.checkpoint import load_state, plain, save_state
 from ..core.paths import did_you_mean
 from ..core.seeding import derive
@@ -102,6 +102,7 @@ def engine_envs(
     task, rules = protocol_rules(config.env_id)[0], regime_rules(regime, config.env_id)
     mode = AutoresetMode.DISABLED if regime.replay else AutoresetMode.SAME_STEP
     options = {"notify": regime.notify, "autoreset_mode": mode}
+    options["max_events"] = protocol_events(config.env_id)
     return TrainEnv(config.envs, task, rules, **options)
 
 # %% ../../nbs/abidegym/33_training.ipynb #77c0e865
@@ -112,6 +113,7 @@ def wrapped_envs(
     "Wrapped MiniGrid environments, one after the other."
     task, rules = protocol_rules(config.env_id)[0], regime_rules(regime, config.env_id)
     options = {"rules": rules, "notify": "flag" if regime.notify else "none"}
+    options["max_events"] = protocol_events(config.env_id)
     mode = AutoresetMode.DISABLED if regime.replay else AutoresetMode.SAME_STEP
 
     def make(i: int) -> Callable[[], gym.Env]:
