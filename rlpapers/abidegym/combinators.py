@@ -27,7 +27,9 @@ class Schedule:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        SCHEDULES[cls.__name__] = cls
+        old = SCHEDULES.get(cls.__name__)  # ours are not replaced
+        if old is None or not old.__module__.startswith("rlpapers."):
+            SCHEDULES[cls.__name__] = cls
 
     def fires(
         self,

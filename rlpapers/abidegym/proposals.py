@@ -74,7 +74,9 @@ class Perturbation:
 
     def __init_subclass__(cls, **kwargs: Any):
         super().__init_subclass__(**kwargs)
-        PERTURBATIONS[cls.__name__] = cls
+        old = PERTURBATIONS.get(cls.__name__)  # ours are not replaced
+        if old is None or not old.__module__.startswith("rlpapers."):
+            PERTURBATIONS[cls.__name__] = cls
 
     def propose(
         self,
