@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from ..core.paths import UserError, did_you_mean, require
 
 if TYPE_CHECKING:
-    import gymnasium as gym
     import numpy as np
 
 # %% ../../nbs/abidegym/34_playing.ipynb #e5821f3d
@@ -49,7 +48,7 @@ def picture(
 def make(
     env_id: str,  # of ours or of MiniGrid
     **kwargs: Any,  # for `gymnasium.make`
-) -> "gym.Env":  # with AbideGymWrapper in it
+) -> Any:  # a Gymnasium environment with AbideGymWrapper in it
     "An environment by its name, or a line that says which names there are."
     import gymnasium as gym
 
@@ -99,7 +98,7 @@ def tell(
 
 # %% ../../nbs/abidegym/34_playing.ipynb #93a24ec8
 def follow(
-    env: "gym.Env",  # with AbideGymWrapper in it
+    env: Any,  # with AbideGymWrapper in it
     seed: int,  # of the layout
     lines: Iterable[str],  # of letters of KEYS; "q" ends
     show: Callable[[str], None] = print,  # where the text goes
@@ -131,7 +130,7 @@ def follow(
 
 # %% ../../nbs/abidegym/34_playing.ipynb #2242083c
 def window(
-    env: "gym.Env",  # with render_mode "human"
+    env: Any,  # with render_mode "human"
     seed: int,  # of the layout
 ) -> dict[str, Any]:  # empty: no step was made
     "Play in a window until it is closed; log of the last episode."
