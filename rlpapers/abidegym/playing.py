@@ -201,7 +201,7 @@ def write_log(
 
 def write_film(
     file: str | Path,  # where to
-    frames: "list[np.ndarray]",  # pictures, shape (h, w, 3), uint8
+    frames: list,  # pictures, shape (h, w, 3), uint8
 ) -> str:  # what was done
     "Keep a film as GIF."
     import io
