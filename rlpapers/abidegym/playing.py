@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.paths import UserError, did_you_mean, require
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 # %% ../../nbs/abidegym/34_playing.ipynb #e5821f3d
 def picture(
@@ -102,7 +102,7 @@ def follow(
     seed: int,  # of the layout
     lines: Iterable[str],  # of letters of KEYS; "q" ends
     show: Callable[[str], None] = print,  # where the text goes
-    frames: "list[np.ndarray] | None" = None,  # gets a picture of every step
+    frames: list | None = None,  # gets a picture of every step
 ) -> dict[str, Any]:  # log of the episode
     "Play an episode by letters."
     log = env.get_wrapper_attr
