@@ -264,7 +264,7 @@ def _engine_table(rates: dict, why: dict, n: int) -> list[dict[str, Any]]:
     rows = [
         ("no changes", "ours", "minigrid", "minigrid", "MiniGrid", 300.0),
         ("Rekey, BeforeSubgoal", "before", "minigrid", "minigrid", "MiniGrid", 200.0),
-        ("Rekey, Stall(16)", "stall", "minigrid", "minigrid", "MiniGrid", None),
+        ("Rekey, Stall(16)", "stall", "minigrid", "minigrid", "MiniGrid", 200.0),
         ("no changes", "ours", "envpool", "envpool", "EnvPool, 1 thread", 10.0),
         ("no changes", "ours", seen, "navix", "NAVIX, 3 bytes", 15.0),
         ("no changes", "ours", "categorical_first_person", "navix",

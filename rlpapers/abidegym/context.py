@@ -192,11 +192,14 @@ class Context:
         "Note what the action has done."
         if self.happened:
             self.happened = ()
+        known, self.changed, moved = self.changed, False, False
         if action == 2:
-            self._moved()
+            moved = self._moved()
         elif 3 <= action <= 5:
             self._handled(action)
-        if self._progress and action > 1:
+        acted = moved or self.changed
+        self.changed |= known
+        if self._progress and acted:
             self._closer()
 
     def committed(self) -> None:
@@ -228,11 +231,11 @@ class Context:
         if self.subgoals[subgoal] is None:
             self.subgoals[subgoal] = self._since = self.env.step_count
 
-    def _moved(self) -> None:
-        "Doorways and visited cells."
+    def _moved(self) -> bool:
+        "Doorways and visited cells; whether the agent is somewhere else."
         new, old = self.env.agent_pos, self._pose
         if new is old or (new[0] == old[0] and new[1] == old[1]):
-            return
+            return False
         cell = self.env.grid.get(*new)
         if cell is not None and hasattr(cell, "pressed"):
             self._switch(cell)
@@ -246,6 +249,7 @@ class Context:
                 self._reach("room_entered")
         if self._visits:
             self.visited.add((int(new[0]), int(new[1])))
+        return True
 
     def _handled(self, action: int) -> None:
         "What a pick-up, drop or toggle has changed."

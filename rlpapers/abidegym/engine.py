@@ -140,9 +140,10 @@ def _track(i, w, s, mem, dist, old, held, action, did, t):
     if did & 62 or q >= 0 and (kind == 4 or mem[i, 3] >= 0):
         before = (old >> 10) * W + (old >> 2 & 255)
         _c_notice(mem[i].ctypes, mem.shape[1], q, kind, before, action, did, t)
-    if dist.shape[1] and action > 1:
+    if dist.shape[1] and (did & 1 or new >> 2 != old >> 2):
         if did & 1:
-            _c_distances(g.ctypes, dist[i].ctypes, s[1], W, held, s[4])
+            most = mem[i, 2] - 1 if mem[i, 2] > 0 else -1  # more is no progress
+            _c_distances(g.ctypes, dist[i].ctypes, s[1], W, held, s[4], most)
         far = dist[i, new >> 10, new >> 2 & 255, new & 3]
         if far >= 0 and (mem[i, 2] < 0 or far < mem[i, 2]):
             mem[i, 1], mem[i, 2] = t, far

@@ -122,7 +122,7 @@ def _wide_begin(i, w, s, bank, mem, dist, x, given):
     mem[i, 3], mem[i, 7], mem[i, 2] = -1, -1, -1
     p, c = np.int64(pose[i]), np.int64(carry[i])
     if dist.shape[1]:
-        _c_distances(grid[i].ctypes, dist[i].ctypes, H, W, c, s[4])
+        _c_distances(grid[i].ctypes, dist[i].ctypes, H, W, c, s[4], -1)
         mem[i, 2] = dist[i, ((p >> 10) * W + (p >> 2 & 255)) * 4 + (p & 3)]
     for goal in range(5):
         if s[12] >> goal & 1:
@@ -157,10 +157,16 @@ def _wide_track(i, w, s, mem, dist, x, old, action, did, t):
             x[4][i] |= 128
     if did & 62 or q >= 0 and (kind == 4 or mem[i, 3] >= 0):
         _c_notice(mem[i].ctypes, mem.shape[1], q, kind, old >> 2, action, did, t)
-    if dist.shape[1] and action > 1:
+    if dist.shape[1] and (did & 1 or new >> 2 != old >> 2):
         if did & 1:
             _c_distances(
-                w[0][i].ctypes, dist[i].ctypes, x[0][i, 1], W, np.int64(w[2][i]), s[4]
+                w[0][i].ctypes,
+                dist[i].ctypes,
+                x[0][i, 1],
+                W,
+                np.int64(w[2][i]),
+                s[4],
+                -1,
             )
         far = dist[i, ((new >> 10) * W + (new >> 2 & 255)) * 4 + (new & 3)]
         if far >= 0 and (mem[i, 2] < 0 or far < mem[i, 2]):
@@ -299,7 +305,7 @@ class _Asker:
 
     def _pressure(self, e: Any, s: Any, r: int, place: int, live: Any) -> np.ndarray:
         L = e.x[5][:, GOALS.index(s.subgoal)]
-        return (L > 0) & self._late(e, s, np.maximum(1, np.ceil(s.rho * L)))
+        return (L > 0) & self._late(e, s, np.maximum(1, np.ceil(s.rho * L - 1e-9)))
 
     def _beforesubgoal(self, e: Any, s: Any, r: int, place: int, live: Any):
         L = e.x[5][:, GOALS.index(s.subgoal)]

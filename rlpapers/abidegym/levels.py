@@ -113,7 +113,10 @@ class LevelEnv(gym.vector.VectorEnv):
         levels: LevelReplay,  # gives the seeds
     ):
         if env.metadata.get("autoreset_mode") != AutoresetMode.DISABLED:
-            raise ValueError("levels need an environment with AutoresetMode.DISABLED")
+            mode = env.metadata.get("autoreset_mode")
+            raise ValueError(
+                f"levels need an environment with AutoresetMode.DISABLED, got {mode}"
+            )
         self.env, self.levels, self.num_envs = env, levels, env.num_envs
         self.metadata = env.metadata | {"autoreset_mode": AutoresetMode.SAME_STEP}
         for name in ("single_observation_space", "single_action_space"):

@@ -723,11 +723,95 @@ def _small(grid, x, y, d, carry, goal, out):
             return 0
     return -1
 
-# %% ../../nbs/abidegym/06_planner.ipynb #f77b876e
+# %% ../../nbs/abidegym/06_planner.ipynb #2416ac6f
+_M1, _M2 = np.uint64(0x5555555555555555), np.uint64(0x3333333333333333)
+_M4, _H1 = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)
+
+
+def _lowest(w):
+    "Number of the lowest bit that is set: how many bits lie below it."
+    v = (w & (~w + _U1)) - _U1
+    v -= v >> _U1 & _M1
+    v = (v & _M2) + (v >> np.uint64(2) & _M2)
+    return np.int64((v + (v >> np.uint64(4)) & _M4) * _H1 >> np.uint64(56))
+
+
+def _through(at, d, front, W, sizes, stand, spots, jumps, new):
+    "Add to new what comes to a front by a thing, with direction d in a layer."
+    layers, n, _ = sizes
+    for j in range(n):
+        bit = _U1 << np.uint64(spots[j])
+        here = _ahead(bit, (d + 2) & 3, W)
+        if spots[_SPOTS + j] == _PLATE:
+            here &= np.uint64(0) - np.uint64(front & bit != 0)
+        else:
+            here &= front
+        if here:
+            for was in range(layers):
+                if jumps[j, was] == at and was != at:
+                    new[was, d] |= here & stand[was]
+
+
+def _near(grid, carry, most, out):
+    "Fill out, shape (H, W, 4), with steps to the goal up to most (-1: all), -1: none."
+    H, W = grid.shape
+    if H * W > 64:
+        return False
+    stand, spots = np.empty(_LAYERS, np.uint64), np.empty(2 * _SPOTS, np.int64)
+    jumps, sizes = np.empty((_SPOTS, _LAYERS), np.int64), np.empty(3, np.int64)
+    ends, fits = _boards(grid, carry, _TASK, stand, spots, jumps, sizes)
+    if not fits:
+        return False
+    layers, n, _ = sizes
+    now, new = np.empty((layers, 4), np.uint64), np.empty((layers, 4), np.uint64)
+    seen, flat = np.zeros((layers, 4), np.uint64), out.reshape(out.size)
+    flat[:] = -1
+    things, one, row = np.uint64(0), _U1, np.uint64(W)
+    walk = np.empty(layers, np.uint64)
+    for at in range(layers):
+        walk[at] = ~np.uint64(0)
+    for j in range(n):
+        bit = _U1 << np.uint64(spots[j])
+        things |= bit
+        for at in range(layers):
+            if spots[_SPOTS + j] == _PLATE and jumps[j, at] != at:
+                walk[at] &= ~bit
+    for at in range(layers):
+        for d in range(4):
+            new[at, d] = _ahead(ends, (d + 2) & 3, W) & stand[at]
+    for t in range(1, 8 * H * W * layers):
+        more = np.uint64(0)
+        for at in range(layers):
+            for d in range(4):
+                now[at, d] = new[at, d] & ~seen[at, d]
+                seen[at, d] |= now[at, d]
+                more |= now[at, d]
+        if more == 0 or t > most >= 0:
+            break
+        for at in range(layers):
+            a, b, c, d = now[at, 0], now[at, 1], now[at, 2], now[at, 3]
+            free, on = stand[at], walk[at]
+            new[at, 0] = b | d | (a & on) >> one & free
+            new[at, 1] = a | c | (b & on) >> row & free
+            new[at, 2] = b | d | (c & on) << one & free
+            new[at, 3] = a | c | (d & on) << row & free
+        for at in range(layers):
+            for d in range(4):
+                w = now[at, d]
+                if (_ahead(w, d, W) | w) & things:
+                    _through(at, d, w, W, sizes, stand, spots, jumps, new)
+        for d in range(4):
+            w = now[0, d]
+            while w:
+                flat[_lowest(w) << 2 | d] = t
+                w &= w - _U1
+    return True
+
+# %% ../../nbs/abidegym/06_planner.ipynb #deaf6db0
 PLANNER_KERNELS = (
     "_doors _door_mask _survey _standable _opens _outcome _follow _search _pack _seen "
     "_rearrange _sources _distances _select _moving _plan "
-    "_ahead _boards _stops _backward _small"
+    "_ahead _boards _stops _backward _small _lowest _through _near"
 )  # for `compile_kernels`
 
 
@@ -755,10 +839,11 @@ def _plan_pointer(grid, out, H, W, pose, carry, unlock, goal, limit, cap):
     return n
 
 
-def _distance_pointer(grid, out, H, W, carry, unlock):
-    "Distances, written to out, shape (H, W, 4), int16."
+def _distance_pointer(grid, out, H, W, carry, unlock, most):
+    "Distances up to most, -1: all, written to out, shape (H, W, 4), int16."
     g, o = _carray(grid, (H, W), np.uint16), _carray(out, (H, W, 4), np.int16)
-    _distances(g, carry, unlock != 0, o)
+    if unlock or not _near(g, carry, most, o):
+        _distances(g, carry, unlock != 0, o)
     return np.int64(0)
 
 
@@ -772,7 +857,9 @@ def planner_pointers() -> SimpleNamespace:  # plan, distances: for `compile_kern
     both = {"_plan": k.plan, "_small": k.small}
     return SimpleNamespace(
         plan=c_function(_plan_pointer, "ppiiiiiiii", **both),
-        distances=c_function(_distance_pointer, "ppiiii", _distances=k.distances),
+        distances=c_function(
+            _distance_pointer, "ppiiiii", _distances=k.distances, _near=k.near
+        ),
     )
 
 # %% ../../nbs/abidegym/06_planner.ipynb #2ce6de8f

@@ -10,12 +10,9 @@ __all__ = ['KEYS', 'picture', 'make', 'tell', 'follow', 'window', 'has_display',
 # %% ../../nbs/abidegym/34_playing.ipynb #8e081267
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..core.paths import UserError, did_you_mean, require
-
-if TYPE_CHECKING:
-    pass
 
 # %% ../../nbs/abidegym/34_playing.ipynb #e5821f3d
 def picture(

@@ -69,6 +69,7 @@ class Report(NamedTuple):
         seen = b.noticed >= 0
         if seen.any():
             out["detection_lag"] = float((b.noticed - b.event)[seen].mean())
+            out["noticed"] = float(seen.sum() / (b.event >= 0).sum())
         for name, e in (("clean", a), ("perturbed", b)):
             out |= {f"{k}_{name}": v for k, v in strategy_mix(e).items()}
         return out

@@ -68,7 +68,9 @@ class Pressure(Schedule):
         if ctx.subgoals.get(self.subgoal) is not None:
             return False
         oracle = ctx.oracle(self.subgoal)
-        return oracle is not None and ctx.step >= max(1, math.ceil(self.rho * oracle))
+        return oracle is not None and ctx.step >= max(
+            1, math.ceil(self.rho * oracle - 1e-9)
+        )
 
 # %% ../../nbs/abidegym/09_schedules.ipynb #a4323457
 @dataclass(frozen=True)

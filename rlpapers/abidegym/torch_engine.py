@@ -223,7 +223,9 @@ class AbideTorchEnv(VectorEnv):
         if (given := options.pop("reset_mask", None)) is not None:
             mask = torch.as_tensor(given, device=self.device)
             if mask.dtype != torch.bool or mask.shape != (n,) or not mask.any():
-                raise ValueError(f"reset_mask must be {n} bools, at least one True")
+                raise ValueError(
+                    f"reset_mask must be {n} bools, at least one True, got {mask}"
+                )
             if not self._started and not mask.all():
                 raise ValueError("the first reset must start all worlds")
         levels = self._levels(options.pop("levels", None))
@@ -256,10 +258,16 @@ class AbideTorchEnv(VectorEnv):
             return None
         levels = torch.as_tensor(levels, dtype=torch.int64, device=self.device)
         if self.bank is None or levels.shape != (self.num_envs,):
-            raise ValueError("levels needs a LevelBank and one number per world")
+            raise ValueError(
+                "levels needs a LevelBank and one number per world, got shape "
+                f"{levels.shape} for {self.num_envs} worlds"
+            )
         if levels.max() >= len(self.bank) or levels.min() < -1:
             top = len(self.bank)
-            raise ValueError(f"levels must lie in [0, {top}), or be -1 for a drawn one")
+            raise ValueError(
+                f"levels must lie in [0, {top}), or be -1 for a drawn one, got "
+                f"{levels.min()}…{levels.max()}"
+            )
         return levels
 
     def step(

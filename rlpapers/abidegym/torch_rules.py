@@ -128,7 +128,8 @@ class TorchRules:
             if len(rows):
                 self._map(w, rows)
             far = self._distance(w)
-            best = (action > 1) & (far >= 0) & ((m[BEST] < 0) | (far < m[BEST]))
+            acted = (did & 1 != 0) | (w.pose >> 2 != old >> 2)
+            best = acted & (far >= 0) & ((m[BEST] < 0) | (far < m[BEST]))
             m[SINCE] = torch.where(best, step, m[SINCE])
             m[BEST] = torch.where(best, far, m[BEST])
 
@@ -224,5 +225,5 @@ class TorchRules:
         if mode == 2:
             bits = stream_bits(key, 64 * r + int(place))
             return torch.where(n > 1, 1 + below(bits, (n - 1).clamp(min=1)), -1)
-        late = (value * n.double()).ceil().long().clamp(min=1)
+        late = (value * n.double() - 1e-9).ceil().long().clamp(min=1)
         return torch.where(n > 0, late, -1)

@@ -8,7 +8,7 @@ Docs: https://rlpapers.github.io/rlpapers/abidegym/triggers.html.md"""
 __all__ = ['RULE_COLUMNS', 'REACHED', 'SINCE', 'BEST', 'ENTERED', 'STRATEGY', 'EVENTS', 'NOW', 'LEFT', 'SKIPPED', 'RULES',
            'STRATEGIES', 'TRIGGER_KERNELS', 'compile_rules', 'rule_memory', 'trigger_functions']
 
-# %% ../../nbs/abidegym/20_triggers.ipynb #6e894545
+# %% ../../nbs/abidegym/20_triggers.ipynb #e9dee6f8
 import functools
 import math
 from collections.abc import Sequence
@@ -277,7 +277,7 @@ def _measure(m, dist, g, W, H, pose, carry, unlock):
     "Take the distance of now as the one to beat."
     m[2] = -1
     if len(dist):
-        _c_distances(g.ctypes, dist.ctypes, H, W, carry, unlock)
+        _c_distances(g.ctypes, dist.ctypes, H, W, carry, unlock, -1)
         m[2] = dist[pose >> 10, pose >> 2 & 255, pose & 3]
 
 
@@ -342,7 +342,7 @@ def _rearm(m, dist, g, W, H, pose, carry, unlock, name, table):
             L = _c_plan(
                 g.ctypes, way.ctypes, H, W, pose, carry, unlock, goal, PLAN_LIMIT, cap
             )
-            due = max(1, math.ceil(table[r, 1] * L)) if L else -1
+            due = max(1, math.ceil(table[r, 1] * L - 1e-9)) if L else -1
             if table[r, 2] == 2:
                 at = 64 * r + np.int64(table[r, 6])
                 due = 1 + _draw_u(key, at, L - 1) if L > 1 else -1

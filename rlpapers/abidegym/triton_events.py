@@ -276,7 +276,9 @@ class TritonRules:
         self.task, self.rules, self.run, self.kernels = task, rules, run, _load()
         self.cells, self.parts = task.width * task.height, []
         for kind, value, mode, goal, _, prob, place, lever in rules.table:
-            due = [max(1, math.ceil(value * n)) for n in range(8 * self.cells + 65)]
+            due = [
+                max(1, math.ceil(value * n - 1e-9)) for n in range(8 * self.cells + 65)
+            ]
             due = torch.tensor([-1, *due[1:]], device=rules.memory.device).int()
             self.parts.append(
                 {

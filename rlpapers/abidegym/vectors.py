@@ -221,7 +221,9 @@ class AbideVecEnv(VectorEnv):
         if (given := options.pop("reset_mask", None)) is not None:
             mask = np.asarray(given)
             if mask.dtype != np.bool_ or mask.shape != (n,) or not mask.any():
-                raise ValueError(f"reset_mask must be {n} bools, at least one True")
+                raise ValueError(
+                    f"reset_mask must be {n} bools, at least one True, got {mask}"
+                )
         levels = self._levels(options.pop("levels", None))
         if not self._started and not mask.all():
             raise ValueError("the first reset must start all worlds")
@@ -240,9 +242,15 @@ class AbideVecEnv(VectorEnv):
         levels = np.ascontiguousarray(levels, dtype=np.int64)
         top = len(self.engine.bank[1])
         if self.engine.settings.reset != 1 or levels.shape != (self.num_envs,):
-            raise ValueError("levels needs a LevelBank and one number per world")
+            raise ValueError(
+                "levels needs a LevelBank and one number per world, got shape "
+                f"{levels.shape} for {self.num_envs} worlds"
+            )
         if levels.max() >= top or levels.min() < -1:
-            raise ValueError(f"levels must lie in [0, {top}), or be -1 for a drawn one")
+            raise ValueError(
+                f"levels must lie in [0, {top}), or be -1 for a drawn one, got "
+                f"{levels.min()}…{levels.max()}"
+            )
         return levels
 
     def _seeds(self, seed: Any, mask: np.ndarray) -> np.ndarray:
