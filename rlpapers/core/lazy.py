@@ -13,20 +13,23 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-# %% ../../nbs/core/13_lazy.ipynb #94a1eaf8
+# %% ../../nbs/core/13_lazy.ipynb #4de10e8e
 def lazy_package(
     package: str,  # its `__name__`
-    modules: Mapping[str, str],  # module -> its public names, with blanks between
+    # module -> its public names, with blanks between; a module below this package, or one that
+    # stands elsewhere by its whole name ("rlpapers.llm.entropy")
+    modules: Mapping[str, str],
     more: str = "",  # modules without names of the package, with blanks between
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     "`__getattr__`, `__dir__` and `__all__` of a package."
     home = {name: module for module, names in modules.items() for name in names.split()}
-    below = {*modules, *more.split()}
+    below = {module for module in modules if "." not in module} | {*more.split()}
     space = vars(sys.modules[package])
 
     def get(name: str) -> Any:
         if name in home:
-            value = getattr(import_module(f"{package}.{home[name]}"), name)
+            module = home[name] if "." in home[name] else f"{package}.{home[name]}"
+            value = getattr(import_module(module), name)
             space[name] = value
             return value
         if name in below:
