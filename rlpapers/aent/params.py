@@ -58,9 +58,17 @@ class Mdp(Params):
     group: int = P(32, "actions drawn for an update", source=SPEC, ge=2)
     lr: float = P(8.0, "rate of gradient ascent", source=SPEC, gt=0)
 
-# %% ../../nbs/aent/01_params.ipynb #30a9b1be
+# %% ../../nbs/aent/01_params.ipynb #bf0c3844
 Method = Literal[
-    "grpo", "clip_higher", "entreg", "skywork", "clamped", "full_adaptive", "aent"
+    "grpo",
+    "clip_higher",
+    "entreg",
+    "skywork",
+    "clamped",
+    "full_adaptive",
+    "aent",
+    "clip_cov",
+    "kl_cov",
 ]
 
 
@@ -73,7 +81,7 @@ class _Words(Params):
     )
     width: int = P(64, "width of the model", source=SPEC, ge=8, multiple_of=8)
     batch: int = P(64, "rows of a supervised step", source=SPEC, ge=1)
-    ntp_steps: int = P(600, "steps of next-word prediction", source=SPEC, ge=1)
+    ntp_steps: int = P(1000, "steps of next-word prediction", source=SPEC, ge=1)
     sft_examples: int = P(600, "worked examples", source=SPEC, ge=1)
     sft_steps: int = P(250, "steps of the cold start", source=SPEC, ge=1)
     prompts: int = P(16, "questions of a step", source=SPEC, ge=1)
@@ -118,7 +126,9 @@ class Sweep(_Words):
     methods: list[Method] = P(
         ["entreg", "clamped", "aent"], "methods", source=SPEC, min_length=1
     )
-    coefs: list[Positive] = P([0.003, 0.01, 0.03], "lambda", source=SPEC, min_length=2)
+    coefs: list[Positive] = P(
+        [0.003, 0.01, 0.03, 0.1], "lambda", source=SPEC, min_length=2
+    )
 
 # %% ../../nbs/aent/01_params.ipynb #58fb0a81
 class Smollm(Params):
