@@ -216,7 +216,7 @@ def papers_in(loaded: list[str]) -> set[str]:
 
 
 def test_optional_packages_are_known():
-    known = {"minigrid", "numba", "transformers", "peft", "ray", "isaacsim", "nbdev"}
+    known = {"minigrid", "numba", "transformers", "trl", "ray", "isaacsim", "nbdev"}
     known |= {"stable_baselines3", "envpool", "shap", "pytest", "fastcore"}
     assert known <= optional(), known - optional()
     assert not {"torch", "gymnasium", "numpy", "pydantic", "rlpapers"} & optional()

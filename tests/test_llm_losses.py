@@ -1,4 +1,4 @@
-"""Golden tests of the vocabulary head, advantages, losses and the trainer, with independent references."""
+"""Golden tests of vocabulary head, advantages and losses; independent references."""
 
 import math
 import os
@@ -122,6 +122,14 @@ def test_ties():  # golden 5
         torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
         want = [reference_clamped(row, 20 - k) for row in z.detach()]
         np.testing.assert_allclose(f(z).detach(), want, atol=1e-9)
+        for row, grad in zip(z.detach(), a, strict=True):
+            x = row.clone().requires_grad_()
+            q = x.topk(k).values.log_softmax(-1)
+            (one,) = torch.autograd.grad(-(q.exp() * q).sum(), x)
+            edge = row == row.sort(descending=True).values[k - 1]
+            # the mean over every way to break the tie
+            one[edge] = one[edge].sum() / edge.sum()
+            torch.testing.assert_close(grad, one, atol=1e-12, rtol=0)
     tied = (z == z.max()).sum(1) >= 2
     (d,) = torch.autograd.grad(
         entropy_from_logits(z, token_set=TokenSet("top_k", 1)).sum(), z
@@ -140,6 +148,47 @@ def test_temperature():  # golden 7
         b = token_stats(scaled, w, labels, token_set=TokenSet())
         for x, y in zip(a, b, strict=True):
             torch.testing.assert_close(x, y)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 40), st.integers(1, 39), st.integers(0, 10_000))
+def test_chain_rule(V, k, seed):  # golden 6
+    k = min(k, V)
+    g = torch.Generator().manual_seed(seed)
+    z = 3 * torch.randn(3, V, dtype=torch.double, generator=g)
+    s = row_stats(z, TokenSet("top_k", k))
+    p = z.softmax(-1).sort(-1, descending=True).values.numpy()
+    h = lambda q: -(q * np.log(np.maximum(q, 1e-300))).sum(-1)
+    m, rest = p[:, :k].sum(-1), p[:, k:].sum(-1)
+    binary = h(np.stack([m, rest], -1))
+    others = h(p[:, k:] / np.maximum(rest, 1e-300)[:, None]) if k < V else 0
+    np.testing.assert_allclose(s.log_mass.exp(), m, atol=1e-12)
+    total = binary + m * s.clamped.numpy() + rest * others
+    np.testing.assert_allclose(s.entropy, total, atol=1e-9)
+    assert (s.clamped <= s.entropy + 1e-9).all()
+    flat = row_stats(torch.full((1, V), 2.5, dtype=torch.double), TokenSet("top_k", k))
+    assert flat.clamped.item() == pytest.approx(math.log(k), abs=1e-12)
+
+
+def test_temperature_gradients():  # golden 7
+    g = torch.Generator().manual_seed(5)
+    draw = lambda *s: torch.randn(*s, dtype=torch.double, generator=g).requires_grad_()
+    h, w, b = draw(9, 6), draw(40, 6), draw(40)
+    labels = torch.randint(40, (9,), generator=g)
+    tau = 0.3 + torch.rand(9, generator=g, dtype=torch.double)
+    c = torch.randn(3, 9, dtype=torch.double, generator=g)
+    t = token_stats(
+        h, w, labels, temperature=tau, bias=b, token_set=TokenSet("top_k", 11), chunk=4
+    )
+    ours = torch.autograd.grad(
+        sum((x * y).sum() for x, y in zip(t[:3], c, strict=True)), (h, w, b)
+    )
+    x = ((h @ w.T + b) / tau[:, None]).log_softmax(-1)
+    q = x.topk(11).values.log_softmax(-1)
+    lp = x.gather(1, labels[:, None])[:, 0]
+    plain = c[0] * lp - c[1] * (x.exp() * x).sum(-1) - c[2] * (q.exp() * q).sum(-1)
+    for a, e in zip(ours, torch.autograd.grad(plain.sum(), (h, w, b)), strict=True):
+        torch.testing.assert_close(a, e, atol=1e-10, rtol=1e-8)
 
 
 def problem(dtype=torch.float32, n=19, d=8, V=157, seed=3):
@@ -201,6 +250,36 @@ def test_fused(chunk, dtype):  # golden 11, against an all-logits loss in float6
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["ppo_clip", "cispo", "reinforce"])
+@pytest.mark.parametrize("s", [None, TokenSet("top_p", 0.7), TokenSet("top_k", 9)])
+def test_fused_is_unfused(dtype, kind, s):  # golden 11: temperatures, bias, weights
+    h, w, labels, old, adv, mask = problem(dtype)
+    g = torch.Generator().manual_seed(9)
+    b = torch.randn(len(w), generator=g).to(dtype).requires_grad_()
+    tau, share, bonus = (0.5 + torch.rand(len(h), generator=g) for _ in range(3))
+    c = PolicyLossConfig(kind, eps_high=0.3)
+    labels = torch.where(mask, labels, -100)
+    t = token_stats(h, w, labels, temperature=tau, bias=b, token_set=s, chunk=6)
+    rows = (x[None] for x in (t.logprob, old, adv, mask))
+    loss, moved = policy_loss(*rows, c, weights=share[None])
+    H = t.entropy if s is None else t.clamped_entropy
+    loss = loss - 0.3 * (H * bonus * mask).sum()
+    plain = torch.autograd.grad(loss, (h, w, b))
+    assert not h.is_contiguous()
+    for chunk in (1, 7, 19, 22):
+        out = fused_policy_loss(
+            h, w, labels, old, adv, mask, loss=c, token_set=s, ent_coef=0.3,
+            temperature=tau, bias=b, weights=share, bonus_weights=bonus, chunk=chunk,
+        )  # fmt: skip
+        assert out.loss.item() == pytest.approx(loss.item(), rel=1e-5)
+        for x, y in zip(torch.autograd.grad(out.loss, (h, w, b)), plain, strict=True):
+            gap = float((x.double() - y.double()).norm() / y.double().norm())
+            assert gap < (1e-4 if dtype == torch.float32 else 1e-2)
+        for k, v in moved.items():
+            assert out.metrics[k] == pytest.approx(v, rel=1e-4)
+
+
 def test_no_tokens_and_zero_coefficient():  # goldens 11 and 12
     h, w, labels, old, adv, mask = problem()
     none = fused_policy_loss(h[:0], w, labels[:0], old[:0], adv[:0], mask[:0])
@@ -230,6 +309,51 @@ def test_advantages():  # rlpt 3
     np.testing.assert_allclose(group_relative(torch.tensor(x), 4), want, atol=1e-9)
     others = np.concatenate([v - (v.sum() - v) / 3 for v in x.reshape(5, 4)])
     np.testing.assert_allclose(leave_one_out(torch.tensor(x), 4), others, atol=1e-9)
+
+
+def test_advantages_do_not_feel_shift_or_scale():  # rlpt 3
+    x = torch.rand(24, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    same = torch.testing.assert_close
+    for scale in ("std", "none", "max"):
+        f = lambda r, scale=scale: group_relative(r, 6, scale, eps=0)
+        same(f(x + 3), f(x))
+        same(f(5 * x), 5 * f(x) if scale == "none" else f(x))
+        same(f(x).reshape(4, 6).mean(1), torch.zeros(4, dtype=torch.double))
+        assert (f(torch.full((6,), 0.7, dtype=torch.double)) == 0).all()
+        assert (f(torch.full((6,), 0.1)) == 0).all()
+    for r in (torch.full((6,), 0.7, dtype=torch.double), torch.full((6,), 0.1)):
+        assert (leave_one_out(r, 6) == 0).all()
+    order = torch.randperm(24)
+    groups = torch.arange(24) // 6
+    same(group_relative(x[order], groups[order]), group_relative(x, 6)[order])
+
+
+@pytest.mark.parametrize("kind", ["ppo_clip", "reinforce", "cispo"])
+def test_gradient_of_a_bandit(kind):  # rlpt 4, every outcome of two tokens
+    theta = torch.randn(2, 3, dtype=torch.double, requires_grad=True)
+    lp, worth = theta.log_softmax(-1), torch.randn(3, 3, dtype=torch.double)
+    exact = ours = 0
+    for a in range(3):
+        for b in range(3):
+            row = torch.stack([lp[0, a], lp[1, b]])[None]
+            chance = row.sum().exp()
+            exact = exact + chance * worth[a, b]
+            c = PolicyLossConfig(kind, agg="constant", length=1)
+            mask = torch.ones(1, 2).bool()
+            loss, _ = policy_loss(row, row.detach(), worth[a, b][None], mask, c)
+            ours = ours - chance.detach() * loss
+    a, b = (torch.autograd.grad(x, theta, retain_graph=True)[0] for x in (ours, exact))
+    torch.testing.assert_close(a, b, atol=1e-12, rtol=0)
+
+
+def test_a_mixture_has_the_gradient_of_its_parts():
+    x = torch.randn(4, 5, dtype=torch.double, requires_grad=True)
+    mask = torch.arange(5) < torch.tensor([[5], [2], [1], [3]])
+    A, old = torch.randn(4), x.detach() + 0.1
+    of = lambda w: policy_loss(x, old, A, mask, weight=torch.tensor(w))[0]
+    grad = lambda w: torch.autograd.grad(of(w), x)[0]
+    parts = grad([1.0, 1, 0, 0]), grad([0.0, 0, 1, 1])
+    torch.testing.assert_close(grad([1, 1, 0.3, 0.3]), parts[0] + 0.3 * parts[1])
 
 
 @pytest.mark.parametrize("agg", ["token", "sequence", "constant"])
@@ -306,7 +430,8 @@ from rlpapers.llm.entropy import RowGradient, TokenSet, row_gradient_, row_stats
 from rlpapers.llm.kernels import kernel_gradient_, kernel_stats
 from rlpapers.llm.logprob import token_stats
 g = torch.Generator().manual_seed(0)
-sets = [None, TokenSet(), TokenSet("top_k", 1), TokenSet("top_k", 10), TokenSet("top_p", 0.8)]
+sets = [None, TokenSet(), TokenSet("top_k", 1), TokenSet("top_k", 10)]
+sets.append(TokenSet("top_p", 0.8))
 for dtype, tol in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
     for V in (50, 1300):
         z = (3 * torch.randn(3, V, generator=g)).to(dtype)
@@ -321,13 +446,15 @@ for dtype, tol in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
                 if a is not None:
                     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
             c = None if s is None else torch.tensor([1.0, 2.0, -1.0])
-            d = RowGradient(torch.tensor([1.0, -0.5, 0.2]), torch.ones(3), torch.ones(3), c)
+            one = torch.ones(3)
+            d = RowGradient(torch.tensor([1.0, -0.5, 0.2]), one, one, c)
             ours = kernel_gradient_(z.clone(), tau, k, d, labels).float()
             twin = row_gradient_(x.clone(), r, d, labels) / tau[:, None]
             torch.testing.assert_close(ours, twin, atol=tol, rtol=tol)
 h, w = (torch.randn(n, 6, generator=g, requires_grad=True) for n in (5, 90))
 labels = torch.randint(90, (5,), generator=g)
-got = [token_stats(h, w, labels, token_set=TokenSet(), backend=b, chunk=2) for b in ("torch", "triton")]
+get = lambda b: token_stats(h, w, labels, token_set=TokenSet(), backend=b, chunk=2)
+got = [get(b) for b in ("torch", "triton")]
 grads = [torch.autograd.grad(sum(v.sum() for v in t), (h, w)) for t in got]
 for a, b in zip((*got[0], *grads[0]), (*got[1], *grads[1]), strict=True):
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "coefficient": "AdaptiveCoefficient",
-    "regularizers": "AEnt EntropyBonus TargetBonus METHODS method",
+    "regularizers": "AEnt EntropyBonus TargetBonus ClipCov KLCov METHODS method",
     "exact": "best_mass optimal_value half_mass_coefficient ascend",
     "onestate": "problem train expected_reward",
     "trl": "AEntGRPOTrainer",

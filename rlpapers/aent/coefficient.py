@@ -30,9 +30,11 @@ class AdaptiveCoefficient:
             raise ValueError(f"low must be below high, got {low} and {high}")
         if not 0 <= bounds[0] <= bounds[1]:
             raise ValueError(f"bounds must be 0 <= low <= high, got {bounds}")
-        if lr < 0 or warmup < 0 or pull < 0:
-            values = f"{lr}, {warmup}, {pull}"
-            raise ValueError(f"lr, warmup and pull must not be negative, got {values}")
+        if not (lr >= 0 and warmup >= 0 and pull >= 0 and 0 <= init < math.inf):
+            values = f"{init}, {lr}, {warmup}, {pull}"
+            raise ValueError(
+                f"init, lr, warmup and pull must not be negative, got {values}"
+            )
         self.init, self.low, self.high, self.lr = init, low, high, lr
         self.bounds, self.warmup, self.pull = tuple(bounds), warmup, pull
         self.value, self.steps, self.stuck = init, 0, 0

@@ -35,7 +35,7 @@ def look(
     "How a method is shown."
     if name.startswith("top_k"):
         k = int(name.split()[1])
-        return f"best {k}", 0 if k <= 1000 else 3
+        return f"likeliest {k}", 0 if k <= 1000 else 3
     return LABELS.get(name, name), LOOK.get(name, 7)
 
 

@@ -43,8 +43,9 @@ def fit(
     out = []
     for k in range(steps):
         rows, starts = batch(k)
-        ids, mask = pad_rows(rows, 0, "right")
+        ids, mask = (x.to(policy.device) for x in pad_rows(rows, 0, "right"))
         told = torch.arange(ids.shape[1]) >= torch.tensor(starts)[:, None]
+        told = told.to(policy.device)
         target = (mask & told)[:, 1:]
         for g in opt.param_groups:
             g["lr"] = lr * min(1, (k + 1) / warmup, (steps - k) / steps)

@@ -6,6 +6,7 @@ from rlpapers.core.lazy import lazy_package
 
 if TYPE_CHECKING:
     from .advantages import *
+    from .custom import *
     from .decisions import *
     from .distributed import *
     from .engines import *
@@ -42,17 +43,16 @@ _MODULES = {
     "entropy": "TokenSet entropy_from_logits",
     "kernels": "has_kernel",
     "logprob": "TokenStats token_stats",
-    "rewards": "RewardBatch Reward RewardError arithmetic TaskReward ExactMatch MathVerify "
-    "LengthPenalty FunctionReward WeightedSum Cached",
-    "advantages": "group_relative leave_one_out frac_zero_variance",
+    "rewards": "RewardBatch Reward RewardError arithmetic TaskReward ExactMatch MathVerify",
+    "advantages": "group_relative leave_one_out mixed_groups frac_zero_variance",
     "losses": "PolicyLossConfig policy_loss kl_estimate",
     "fused": "LossOutput fused_policy_loss",
     "evaluation": "pass_at_k fixed_problems Evaluation evaluate",
     "distributed": "Ranks",
     "decisions": "Decisions causal_decisions micro_batches",
     "learner": "TrainingError Regularizer KLPenalty LearnerConfig Learner",
-    "engines": "TransformersEngine VLLMEngine",
+    "engines": "TransformersEngine VLLMEngine decoding_seconds",
     "hub": "load_policy load_tokenizer load_smollm2",
-    "trainer": "TrainerConfig RLTrainer",
+    "trainer": "TrainerConfig Stopped RLTrainer",
 }
 __getattr__, __dir__, __all__ = lazy_package(__name__, _MODULES)

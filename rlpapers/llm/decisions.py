@@ -121,11 +121,15 @@ def micro_batches(
         raise ValueError(f"tokens must not be negative, got {tokens}")
     if not tokens or not len(d):
         return [torch.arange(len(d))] if len(d) else []
-    size = d.mask.sum(1).cpu()
-    order = size.argsort(descending=True, stable=True)
-    out, start = [], 0
-    while start < len(order):
-        most = max(1, tokens // max(1, int(size[order[start]])))
-        out.append(order[start : start + most].sort().values)
-        start += most
-    return out
+    used = d.mask.cpu().int()
+    first = used.argmax(1).tolist()
+    last = (used.shape[1] - used.flip(1).argmax(1)).tolist()
+    size = used.sum(1)
+    out: list[list[int]] = [[]]
+    for i in size.argsort(descending=True, stable=True).tolist():
+        rows = [*out[-1], i]
+        width = max(last[j] for j in rows) - min(first[j] for j in rows)
+        if out[-1] and len(rows) * width > tokens:
+            out.append([])
+        out[-1].append(i)
+    return [torch.tensor(sorted(rows)) for rows in out]

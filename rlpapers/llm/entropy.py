@@ -48,7 +48,8 @@ class TokenSet:
         "How many tokens the set has."
         if self.kind == "top_k" and self.value > vocab_size:
             raise ValueError(
-                f"top_k must be at most the vocabulary, {vocab_size}, got {self.value:g}"
+                f"top_k must be at most the vocabulary, {vocab_size}, got "
+                f"{self.value:g}"
             )
         return {
             "all": vocab_size,
@@ -80,7 +81,7 @@ def tie_weight(
     "Share of the tokens at the threshold that belong to the set."
     t = threshold[:, None]
     above, equal = (x > t).sum(-1), (x == t).sum(-1)
-    return ((kept - above) / equal.clamp(min=1)).to(x.dtype)
+    return (kept - above).to(x.dtype) / equal.clamp(min=1)
 
 # %% ../../nbs/llm/09_entropy.ipynb #24a7016e
 def row_cut(

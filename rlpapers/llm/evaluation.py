@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.seeding import numpy_generator
 from ..core.stats import Interval, bootstrap, paired_permutation, wilson
-from .rewards import Reward, RewardBatch, TaskReward
+from .rewards import Reward, RewardBatch, TaskReward, checked
 from .rollout import RolloutEngine
 from .sampling import SamplingParams
 from .tasks import Problem, ReasoningTask
@@ -113,7 +113,8 @@ def evaluate(
     reward = reward if isinstance(reward, Reward) else TaskReward(reward)
     out = engine.generate([encode(p.prompt) for p in problems], params, n)
     every = [p for p in problems for _ in range(n)]
-    scores = reward(RewardBatch(out.texts, every, out))
+    batch = RewardBatch(out.texts, every, out)
+    scores = checked(reward.name, reward(batch), batch, None)
     return Evaluation(
         scores.double().cpu().numpy().reshape(-1, n),
         out.lengths.cpu().numpy().reshape(-1, n),

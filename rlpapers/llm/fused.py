@@ -95,6 +95,8 @@ class _Fused(torch.autograd.Function):
                 grad = grad._replace(logprob=d)
                 dz = head_gradient_(head, z, w.labels, w.tau, stats, grad)
                 sums.add(c, dz, hidden[c])
+                del dz
+            del z  # before the next chunk is made
         kept = [sums.hidden, sums.weight, sums.bias]
         kept = [
             None if g is None else g.to(x.dtype)
@@ -151,7 +153,8 @@ def fused_policy_loss(
     pick = lambda v: v if keep is None else v[keep]
     rows = map(pick, (labels, old_logprob, advantage, share, bonus, tau))
     work = _Work(*rows, loss, token_set, float(ent_coef), full)
-    total, numbers, logp = _Fused.apply(pick(hidden), weight, bias, head, work)
+    with torch.autocast(hidden.device.type, enabled=False):
+        total, numbers, logp = _Fused.apply(pick(hidden), weight, bias, head, work)
     metrics = {"policy_loss": float(numbers[0]), "clamped_entropy": float(numbers[1])}
     if full:
         metrics["entropy"] = float(numbers[2])

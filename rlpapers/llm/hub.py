@@ -7,7 +7,7 @@ Docs: https://rlpapers.github.io/rlpapers/llm/hub.html.md"""
 # %% auto #0
 __all__ = ['look_into', 'load_tokenizer', 'load_policy', 'smollm2_folder', 'load_smollm2']
 
-# %% ../../nbs/llm/21_hub.ipynb #845ecac5
+# %% ../../nbs/llm/21_hub.ipynb #b72550f3
 import contextlib
 import importlib.util
 from collections.abc import Iterator
@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from ..core.paths import MissingExtra, require
 from .models import CausalPolicy, from_hf
@@ -67,7 +66,15 @@ def _quiet() -> Iterator[None]:
         if bars:
             logging.enable_progress_bar()
 
-# %% ../../nbs/llm/21_hub.ipynb #0c744337
+# %% ../../nbs/llm/21_hub.ipynb #eed4216d
+def _unreadable(what: str, path: Any, e: Exception) -> ValueError:
+    first = (str(e).strip().splitlines() or ["no reason given"])[0]
+    return ValueError(
+        f"no {what} can be read from {path}: {type(e).__name__}: {first}; see that all "
+        f"its files are there and whole, and save or fetch it again"
+    )
+
+
 def load_tokenizer(
     path: str | Path,  # folder, or name on the hub
     pad: str | None = None,  # as for `HFTokenizer`
@@ -83,9 +90,8 @@ def load_tokenizer(
             inner = lib.AutoTokenizer.from_pretrained(
                 str(path), local_files_only=not download, **extra
             )
-    except (OSError, ValueError, KeyError, ImportError) as e:
-        first = str(e).strip().splitlines()[0]
-        raise ValueError(f"no tokenizer can be read from {path}: {first}") from e
+    except Exception as e:  # whatever a broken file makes the reader raise
+        raise _unreadable("tokenizer", path, e) from e
     return HFTokenizer(inner, pad=pad, vocab_size=vocab_size)
 
 
@@ -108,9 +114,8 @@ def load_policy(
             model = lib.AutoModelForCausalLM.from_pretrained(
                 str(path), dtype=dtype, local_files_only=not download, **extra
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as e:
-        first = str(e).strip().splitlines()[0]
-        raise ValueError(f"no causal model can be read from {path}: {first}") from e
+    except Exception as e:  # whatever a broken file makes the reader raise
+        raise _unreadable("causal model", path, e) from e
     model = model.eval().to(device)
     size = model.get_output_embeddings().weight.shape[0]
     tokenizer = load_tokenizer(path, pad, download, size)

@@ -7,7 +7,8 @@ Docs: https://rlpapers.github.io/rlpapers/llm/learner.html.md"""
 # %% auto #0
 __all__ = ['TrainingError', 'Regularizer', 'KLPenalty', 'LearnerConfig', 'Learner']
 
-# %% ../../nbs/llm/19_learner.ipynb #eb70fe25
+# %% ../../nbs/llm/19_learner.ipynb #2b7eb475
+import copy
 import math
 import warnings
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from torch import Tensor
 from ..core.paths import UserError
 from ..core.seeding import derive, torch_generator
 from .decisions import Decisions, decision_states, micro_batches
-from .distributed import Ranks
+from .distributed import Ranks, as_whole, is_sharded, load_optimizer
 from .entropy import TokenSet
 from .fused import fused_policy_loss
 from .logprob import TokenStats, token_stats
@@ -45,6 +46,10 @@ class Regularizer:
     def coefficient(self) -> float:
         "Factor of the mean (clamped) entropy, which is maximised; 0: not in the graph."
         return 0.0
+
+    def prepare(self, d: Decisions) -> Decisions:
+        "The decisions of a minibatch, changed where a method wants it."
+        return d
 
     def term(self, stats: TokenStats, weights: Tensor, d: Decisions) -> Tensor | None:
         "Another term of the loss: numbers and weights of the tokens, the decisions."
@@ -119,11 +124,11 @@ class LearnerConfig:
                 f"{self.epochs}"
             )
 
-# %% ../../nbs/llm/19_learner.ipynb #c337302a
+# %% ../../nbs/llm/19_learner.ipynb #68389081
 def _fused_piece(policy, d, share, bonus, loss, reg, config):
     "Loss and sums of a piece by `fused_policy_loss`."
-    weight, bias = policy.head
     h = decision_states(policy, d)
+    weight, bias = policy.head  # after the states: they gather a sharded head
     out = fused_policy_loss(
         h, weight, d.flat(d.labels), d.flat(d.logprob_old), d.flat(d.advantage),
         torch.ones(len(h), dtype=torch.bool, device=h.device), loss=loss,
@@ -137,10 +142,11 @@ def _fused_piece(policy, d, share, bonus, loss, reg, config):
 
 def _plain_piece(policy, d, share, bonus, loss, regs, config):
     "Loss and sums of a piece by `token_stats`, for any loss and regularisers."
+    h = decision_states(policy, d)
     weight, bias = policy.head
     sets = [r.token_set for r in regs if r.token_set is not None]
     stats = token_stats(
-        decision_states(policy, d), weight, d.flat(d.labels), bias=bias,
+        h, weight, d.flat(d.labels), bias=bias,
         temperature=d.temperature, token_set=sets[0] if sets else None,
         chunk=config.chunk, logits_dtype=config.logits_dtype,
     )  # fmt: skip
@@ -188,11 +194,12 @@ class Learner:
         self.optimizer = torch.optim.AdamW(
             self.parameters, config.lr, config.betas, weight_decay=config.weight_decay
         )
-        self.updates, self.skipped = 0, 0
+        self.updates, self.skipped, self.step = 0, 0, 0
 
-    def _pieces(self, d: Decisions) -> dict[str, float]:
-        "Gradients of a minibatch, and its means."
+    def _pieces(self, d: Decisions, names: Tensor | None = None) -> dict[str, float]:
+        "Gradients of a minibatch, and its means; names: its rows in the batch."
         on = d.mask.device
+        names = torch.arange(len(d)) if names is None else names
         tokens = self.ranks.sum(float(d.counts.sum()))
         rows = self.ranks.sum(float(d.counts.any(-1).sum()))
         agg = self.loss.agg
@@ -200,19 +207,32 @@ class Learner:
         share = token_weights(d.counts, agg, self.loss.length, total)
         bonus = token_weights(d.counts, "token", total=tokens)
         sums: dict[str, float] = {}
-        for index in micro_batches(d, self.config.micro_tokens):
+        pieces = micro_batches(d, self.config.micro_tokens)
+        for index in pieces:
             rows = index.to(on)
             piece = d.rows(rows)
             w = [x[rows][:, : piece.trimmed().labels.shape[1]] for x in (share, bonus)]
-            m = self._piece(piece.trimmed(), *w, index)
+            m = self._piece(piece.trimmed(), *w, names[index])
             n = m.pop("tokens")
             for k in ("clip_frac", "approx_kl"):
                 m[k] *= n / max(tokens, 1)
             top = max(sums.get("ratio_max", 0.0), m.pop("ratio_max"))
             sums = {k: sums.get(k, 0.0) + v for k, v in m.items()} | {"ratio_max": top}
+        self._fill(d, len(pieces))
         self.ranks.sum_gradients(self.parameters)
         keys = sorted(k for k in sums if k != "ratio_max")
-        return sums | {k: self.ranks.sum(sums[k]) for k in keys}
+        sums |= {k: self.ranks.sum(sums[k]) for k in keys}
+        return sums | {"tokens": tokens} if tokens else {}
+
+    def _fill(self, d: Decisions, made: int) -> None:
+        "Ranks of a sharded policy compute in step: pieces of weight zero."
+        if not is_sharded(self.policy):
+            return
+        nothing = torch.tensor([0])
+        one = d.rows(nothing.to(d.mask.device)).trimmed()
+        zero = torch.zeros_like(one.labels, dtype=torch.float32)
+        for _ in range(self.ranks.most(made) - made):
+            self._piece(one, zero, zero, nothing)
 
     def _piece(self, d: Decisions, share: Tensor, bonus: Tensor, index: Tensor) -> dict:
         "Gradients of a piece."
@@ -225,8 +245,9 @@ class Learner:
         if not math.isfinite(metrics["entropy"] + metrics["clamped_entropy"]):
             coefs = {r.name: r.coefficient() for r in self.regularizers}
             raise TrainingError(
-                f"the entropy is not finite in update {self.updates}, coefficients "
-                f"{coefs}, rows {self._bad_rows(d, index)}: lower lr or the coefficient"
+                f"the entropy is not finite in step {self.step}, update "
+                f"{self.updates}, coefficients {coefs}, rows "
+                f"{self._bad_rows(d, index)}: lower lr or the coefficient"
             )
         loss.backward()
         return metrics
@@ -247,21 +268,24 @@ class Learner:
         rate = c.lr * min(1.0, (self.updates + 1) / max(1, c.lr_warmup))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, c.grad_clip))
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, c.grad_clip)
+        norm = float(as_whole(norm))
         metrics["grad_norm"] = norm
         self.updates += 1
         if math.isfinite(norm) and math.isfinite(metrics["policy_loss"]):
             self.optimizer.step()
-            self.skipped = 0
             return
         self.skipped += 1
         if self.skipped > 1:
             raise TrainingError(
-                f"loss or gradient not finite twice in a row, in update {self.updates}: "
-                "lower lr, or look at the rewards and log-probabilities of this batch"
+                "loss or gradient not finite for the second time, in step "
+                f"{self.step}, update {self.updates}: lower lr, or look at the rewards "
+                "and log-probabilities of this batch"
             )
         warnings.warn(
-            f"update {self.updates} skipped: gradient not finite", stacklevel=2
+            f"update {self.updates} of step {self.step} skipped: loss or gradient not "
+            "finite; the next one will stop the run",
+            stacklevel=3,
         )
 
     def update(
@@ -270,7 +294,7 @@ class Learner:
         step: int = 0,  # its number, for the order of minibatches
     ) -> dict[str, float]:  # means over the minibatches
         "All optimiser steps of a global step."
-        c, out = self.config, []
+        c, out, self.step = self.config, [], step
         d = d.to(self.policy.head[0].device)
         self.policy.train()
         for epoch in range(c.epochs):
@@ -281,7 +305,9 @@ class Learner:
             for index in order.tensor_split(c.minibatches):
                 self.optimizer.zero_grad(set_to_none=True)
                 part = d if c.minibatches == 1 else d.rows(index.to(d.mask.device))
-                m = self._pieces(part)
+                for r in self.regularizers:
+                    part = r.prepare(part)
+                m = self._pieces(part, index)
                 if not m:
                     continue
                 for r in self.regularizers:
@@ -297,7 +323,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         "Optimiser, regularisers and counters; the policy's weights are its own."
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(as_whole(self.optimizer.state_dict())),
             "regularizers": [r.state_dict() for r in self.regularizers],
             "updates": self.updates,
             "skipped": self.skipped,
@@ -308,7 +334,7 @@ class Learner:
         n, own = len(state["regularizers"]), len(self.regularizers)
         if n != own:
             raise ValueError(f"the checkpoint has {n} regularizers, the learner {own}")
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(self.optimizer, copy.deepcopy(state["optimizer"]))
         for r, s in zip(self.regularizers, state["regularizers"], strict=True):
             r.load_state_dict(s)
         self.updates, self.skipped = state["updates"], state["skipped"]

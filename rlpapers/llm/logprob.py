@@ -185,6 +185,7 @@ class _Stats(torch.autograd.Function):
         for c in head.chunks(len(hidden)):
             z = head.logits(hidden[c])
             lp, s = head_stats(head, z, labels[c], tau[c], token_set, full, True)
+            del z  # before the next chunk is made
             logprobs.append(lp)
             found.append(s)
         s = _gather(found)
@@ -204,6 +205,7 @@ class _Stats(torch.autograd.Function):
             z = head.logits(hidden[c])
             dz = head_gradient_(head, z, labels[c], tau[c], cut(stats, c), cut(grad, c))
             sums.add(c, dz, hidden[c])
+            del z, dz
         dtype, bias = ctx.grads
         dw = None if sums.weight is None else sums.weight.to(dtype)
         db = None if sums.bias is None else sums.bias.to(bias.dtype)
@@ -266,5 +268,6 @@ def token_stats(
             zeros, zeros if full_entropy else None, zeros if token_set else None, zeros
         )
     apply = (hidden, weight, bias, labels, tau, head, token_set, full_entropy)
-    out = TokenStats(*_Stats.apply(*apply))
+    with torch.autocast(hidden.device.type, enabled=False):
+        out = TokenStats(*_Stats.apply(*apply))
     return out if keep is None else TokenStats(*(_scatter(v, keep, n) for v in out))

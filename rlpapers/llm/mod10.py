@@ -136,14 +136,21 @@ class Mod10World:
         "Ids of the noise words: mass on them is off the support of the language."
         return range(45, self.tokenizer.vocab_size)
 
-    def story(self, rng: np.random.Generator) -> Story:
+    def story(
+        self,
+        rng: np.random.Generator,  # changed by it
+    ) -> Story:
         "A random story."
         low, high = self.changes
         n = int(rng.integers(low, high + 1))
         name, start, *steps = rng.integers(0, (6, 10, *[8] * n)).tolist()
         return Story(NAMES[name], start, tuple(s - 4 + (s >= 4) for s in steps))
 
-    def conclusions(self, story: Story, rng: np.random.Generator) -> list[Clause]:
+    def conclusions(
+        self,
+        story: Story,  # what happened
+        rng: np.random.Generator,  # changed by it
+    ) -> list[Clause]:
         "One to four conclusions, as a document tells them."
         named, *more = rng.random(4)
         first, *rest = story.conclusions(named < 0.5)
@@ -171,7 +178,11 @@ class Mod10World:
         before, after = (steps, []) if sums == "before" else ([], steps)
         return [*facts, *before, *end, *(after if sums == "after" else [])]
 
-    def text(self, clauses: Sequence[Clause], rng: np.random.Generator) -> str:
+    def text(
+        self,
+        clauses: Sequence[Clause],  # of a document
+        rng: np.random.Generator,  # changed by it
+    ) -> str:
         "The words of a document, with noise where the vocabulary has any."
         if not len(self.noise):
             return " ".join(c.text for c in clauses)
@@ -195,7 +206,7 @@ class Mod10World:
         texts = (self.text(self.document(rng, sums), rng) for _ in range(n))
         return [[*tok.encode(t), tok.eos_id] for t in texts]
 
-# %% ../../nbs/llm/03_mod10.ipynb #fbcf0447
+# %% ../../nbs/llm/03_mod10.ipynb #950cb003
 class Mod10Questions:
     "The questions of the world as a task."
 
@@ -205,18 +216,28 @@ class Mod10Questions:
     ):
         self.world = world
 
-    def problem(self, story: Story) -> Problem:
+    def problem(
+        self,
+        story: Story,  # what happened
+    ) -> Problem:
         "The question about a story; meta holds the story."
         facts = " ".join(c.text for c in story.facts())
         return Problem(
             f"<qa> {facts} how many ? <think>", str(story.total), {"story": story}
         )
 
-    def sample(self, rng: np.random.Generator) -> Problem:
+    def sample(
+        self,
+        rng: np.random.Generator,  # changed by it
+    ) -> Problem:
         "The question about a random story."
         return self.problem(self.world.story(rng))
 
-    def score(self, text: str, problem: Problem) -> float:
+    def score(
+        self,
+        text: str,  # a response
+        problem: Problem,  # of this task
+    ) -> float:
         "1 if the last number between the tags is the answer, else 0."
         numbers = [w for w in (between(text, START, END) or "").split() if w.isdigit()]
         return float(numbers[-1:] == [problem.answer])

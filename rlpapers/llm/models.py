@@ -206,7 +206,12 @@ class CausalPolicy(nn.Module):
         )
         return out.last_hidden_state
 
-    def new_cache(self, rows: int, columns: int, fixed: bool = False) -> Any:
+    def new_cache(
+        self,
+        rows: int,  # N
+        columns: int,  # C, prompt and response together
+        fixed: bool = False,  # shapes never change, for CUDA graphs
+    ) -> Any:
         "An empty cache for N rows of at most C columns."
         if self.native:
             return self.model.new_cache(rows, columns, fixed)
@@ -245,11 +250,18 @@ class CausalPolicy(nn.Module):
         cache.length += ids.shape[1]
         return out.last_hidden_state[:, -1:] if last else out.last_hidden_state
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(
+        self,
+        hidden: Tensor,  # shape (…, D)
+    ) -> Tensor:
         "Logits (…, V) of states (…, D)."
         return F.linear(hidden, *self.head)
 
-    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,  # shape (N, L), int64
+        mask: Tensor | None = None,  # True where a token is, (N, L); None: all
+    ) -> Tensor:
         "Logits of all positions, shape (N, L, V)."
         return self.logits(self.hidden(ids, mask))
 
@@ -288,7 +300,11 @@ class MaskedPolicy(nn.Module):
         "Where the model is."
         return self.head[0].device
 
-    def hidden(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def hidden(
+        self,
+        ids: Tensor,  # shape (N, L), int64
+        mask: Tensor | None = None,  # True where a token is, (N, L); None: all
+    ) -> Tensor:
         "States of all positions, shape (N, L, D)."
         return self.model.hidden(ids, mask)
 

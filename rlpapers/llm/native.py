@@ -201,12 +201,23 @@ class NativeEngine:
         banned[tok.eos_id] = False
         return banned.to(self.policy.device) if banned.any() else None
 
-    @torch.no_grad()
     def _part(self, prompts, params, n, keys, banned) -> RolloutBatch:
         "Rows that are decoded together."
-        policy, tok, device = self.policy, self.tokenizer, self.policy.device
+        tok, device = self.tokenizer, self.policy.device
         ids, mask = (x.to(device) for x in pad_rows(prompts, tok.pad_id))
-        steps = params.max_new_tokens
+        if params.greedy:
+            u = torch.zeros(len(ids) * n, params.max_new_tokens, device=device)
+        else:
+            u = row_uniforms(params.seed, keys, n, params.max_new_tokens).to(device)
+        ends = torch.tensor([tok.eos_id, *params.stop_ids], device=device)
+        plain = self.policy.native and device.type == "cpu"
+        with torch.inference_mode() if plain else torch.no_grad():
+            out = self._decoded(ids, mask, params, n, u, banned, ends)
+        return self._batch(ids, mask, n, out, ends)
+
+    def _decoded(self, ids, mask, params, n, u, banned, ends) -> _Columns:
+        "Prefill, then one column after another."
+        policy, device, steps = self.policy, ids.device, u.shape[1]
         fixed = policy.native and self.graphs != "off"
         fixed = fixed and (device.type == "cuda" or self.graphs == "fixed")
         columns = ids.shape[1] + steps
@@ -217,15 +228,13 @@ class NativeEngine:
         if n > 1:
             cache.expand(n)
             logits = logits.repeat_interleave(n, 0)
-        u = row_uniforms(params.seed, keys, n, steps).to(device)
-        ends = torch.tensor([tok.eos_id, *params.stop_ids], device=device)
-        out = _Columns(len(u), steps, tok.pad_id, device)
+        out = _Columns(len(u), steps, self.tokenizer.pad_id, device)
         common = (policy, cache, logits, u, params, banned, ends, out)
         if fixed:
             _decode_fixed(*common, device.type == "cuda")
         else:
             _decode(*common, self.leave)
-        return self._batch(ids, mask, n, out, ends)
+        return out
 
     def _batch(self, ids, mask, n, out, ends) -> RolloutBatch:
         "What was decoded, cut after the first end of each row."

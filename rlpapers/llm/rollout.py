@@ -72,11 +72,17 @@ class RolloutBatch:
         )
         return RolloutBatch(**new, extras={k: of(v) for k, v in self.extras.items()})
 
-    def rows(self, index: Tensor) -> "RolloutBatch":
+    def rows(
+        self,
+        index: Tensor,  # int64, in the wanted order
+    ) -> "RolloutBatch":
         "The rows of an int64 index, in its order."
         return self._map(lambda x: x[index], lambda x: [x[i] for i in index.tolist()])
 
-    def to(self, device: Any) -> "RolloutBatch":
+    def to(
+        self,
+        device: Any,  # of torch
+    ) -> "RolloutBatch":
         "The same with its tensors on a device."
         return self._map(lambda x: x.to(device), list)
 
@@ -166,7 +172,10 @@ class RolloutEngine(Protocol):
         "Sample responses."
         ...
 
-    def update_weights(self, policy: Any) -> None:
+    def update_weights(
+        self,
+        policy: Any,  # of the same sizes
+    ) -> None:
         "Take over the weights of a policy."
         ...
 

@@ -83,10 +83,10 @@ def sample_tokens(
     "Draw a token for each row."
     z = logits.float()
     if params.greedy:
-        lse = z.logsumexp(1)
         best = z if banned is None else z.masked_fill(banned, -torch.inf)
-        top, tokens = best.max(1)
-        return tokens, top - lse, torch.zeros_like(lse)
+        tokens = best.max(1).indices
+        logp = z.log_softmax(1).gather(1, tokens[:, None])[:, 0]
+        return tokens, logp, torch.zeros_like(logp)
     if params.temperature != 1:
         z = z / params.temperature
     logp = z.log_softmax(1)

@@ -38,11 +38,18 @@ class Problem:
 class ReasoningTask(Protocol):
     "Makes problems and scores answers."
 
-    def sample(self, rng: np.random.Generator) -> Problem:
+    def sample(
+        self,
+        rng: np.random.Generator,  # changed by it
+    ) -> Problem:
         "A new problem."
         ...
 
-    def score(self, text: str, problem: Problem) -> float:
+    def score(
+        self,
+        text: str,  # a response
+        problem: Problem,  # of this task
+    ) -> float:
         "Score of a response, in [0, 1]."
         ...
 
@@ -117,7 +124,15 @@ def _entry(name: str, config: str, size: int, seed: int, index: int) -> dict:
     return _dataset(name, config, size, seed)[index]
 
 
-def score_gym(key: list, question: str, known: str | None, answer: str) -> float:
+_AS_TEXT = ("game_of_life_halting",)  # its checker takes every text for "True"
+
+
+def score_gym(
+    key: list,  # name, settings, size, seed and index of the problem
+    question: str,  # of the problem
+    known: str | None,  # the known answer, where there is one
+    answer: str,  # what is to be scored
+) -> float:
     "Score by the data set's own checker; for a worker, which is changed by it."
     dataset = _dataset(*key[:4])
     entry = _entry(*key)
@@ -126,6 +141,8 @@ def score_gym(key: list, question: str, known: str | None, answer: str) -> float
     _close_evaluation(dataset)
     if not answer:
         return 0.0
+    if key[0] in _AS_TEXT:
+        return float(answer.strip().casefold() == str(entry["answer"]).casefold())
     return float(dataset.score_answer(answer, entry))
 
 # %% ../../nbs/llm/02_tasks.ipynb #3e98a94f
@@ -177,7 +194,10 @@ class GymTask:
         meta |= {"known": known, "metadata": entry["metadata"]}
         return Problem(prompt, known or "", meta)
 
-    def sample(self, rng: np.random.Generator) -> Problem:
+    def sample(
+        self,
+        rng: np.random.Generator,  # changed by it
+    ) -> Problem:
         "A problem of a random index."
         return self.problem(int(rng.integers(self.size)))
 
@@ -208,7 +228,11 @@ class GymTask:
                 out[i] = min(1.0, max(0.0, result.value))
         return out
 
-    def score(self, text: str, problem: Problem) -> float:
+    def score(
+        self,
+        text: str,  # a response
+        problem: Problem,  # of this task
+    ) -> float:
         "Score of a response, by the data set's own checker."
         return self.score_many([text], [problem])[0]
 
@@ -250,15 +274,29 @@ class ProblemList:
             raise ValueError(f"{path} has no problem: the data set is empty")
         return cls(out, scorer)
 
-    def sample(self, rng: np.random.Generator) -> Problem:
+    def sample(
+        self,
+        rng: np.random.Generator,  # changed by it
+    ) -> Problem:
         "A random one."
         return self.problems[int(rng.integers(len(self.problems)))]
 
-    def score(self, text: str, problem: Problem) -> float:
+    def score(
+        self,
+        text: str,  # a response
+        problem: Problem,  # of this task
+    ) -> float:
         "Score of a response."
         return float(self.scorer(text, problem))
 
-# %% ../../nbs/llm/02_tasks.ipynb #98c9f317
+# %% ../../nbs/llm/02_tasks.ipynb #f6f4212e
+def _formula(text: str) -> bool:
+    "Whether a text is bare LaTeX, which the library reads only between dollar signs."
+    if "\\" not in text or "$" in text or "boxed" in text:
+        return False
+    return not re.search(r"(?<![\\A-Za-z])[A-Za-z]{3,}", text)
+
+
 def score_math(
     answer: str,  # of the model
     known: str,  # the right one
@@ -267,9 +305,13 @@ def score_math(
     lib = require("llm", "math_verify")
     if len(answer) > 2000:
         raise ValueError(f"an answer of {len(answer)} characters is not read")
-    parse = lambda text: lib.parse(text, parsing_timeout=None)
-    gold = parse(known) or parse(f"${known}$")
+
+    def parse(text: str) -> list:
+        both = (f"${text}$", text) if _formula(text) else (text, f"${text}$")
+        read = (lib.parse(t, parsing_timeout=None) for t in both)
+        return next(filter(None, read), [])
+
+    gold = parse(known)
     if not gold:
         raise ValueError(f"the right answer {known!r} is not a formula")
-    found = parse(answer) or parse(f"${answer}$")
-    return float(lib.verify(gold, found, timeout_seconds=None))
+    return float(lib.verify(gold, parse(answer), timeout_seconds=None))

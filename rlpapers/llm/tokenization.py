@@ -29,11 +29,17 @@ class Tokenizer(Protocol):
     mask_id: int | None  # the mask of masked diffusion models; None: there is none
     vocab_size: int  # all ids lie in [0, vocab_size)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(
+        self,
+        text: str,  # any text
+    ) -> list[int]:
         "Ids of a text; nothing is added at its ends."
         ...
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(
+        self,
+        ids: Sequence[int],  # in [0, vocab_size)
+    ) -> str:
         "Text of ids; padding and end are left out."
         ...
 
@@ -62,7 +68,10 @@ class WordTokenizer:
         self.mask_id = None if mask is None else self.ids[mask]
         self.vocab_size = len(self.words)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(
+        self,
+        text: str,  # words of the vocabulary, blanks between
+    ) -> list[int]:
         "Ids of the words of a text."
         try:
             return [self.ids[w] for w in text.split()]
@@ -73,22 +82,31 @@ class WordTokenizer:
                 + did_you_mean(word, self.ids)
             ) from None
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(
+        self,
+        ids: Sequence[int],  # in [0, vocab_size)
+    ) -> str:
         "The words, blanks between them; padding and end are left out."
         skip = (self.pad_id, self.eos_id)
         return " ".join(self.words[int(i)] for i in ids if int(i) not in skip)
 
-# %% ../../nbs/llm/00_tokenization.ipynb #40e784df
+# %% ../../nbs/llm/00_tokenization.ipynb #55522eb2
 class ByteTokenizer:
     "UTF-8 bytes, then padding, end and mask."
 
     pad_id, eos_id, mask_id, vocab_size = 256, 257, 258, 259
 
-    def encode(self, text: str) -> list[int]:
+    def encode(
+        self,
+        text: str,  # any text
+    ) -> list[int]:
         "The bytes of a text."
         return list(text.encode())
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(
+        self,
+        ids: Sequence[int],  # in [0, vocab_size)
+    ) -> str:
         "The text of the bytes among the ids; a torn character becomes U+FFFD."
         return bytes(int(i) for i in ids if int(i) < 256).decode(errors="replace")
 
@@ -149,7 +167,10 @@ class BPETokenizer:
             raise ValueError("there is no text to train on: the corpus is empty")
         return cls(inner)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(
+        self,
+        text: str,  # any text
+    ) -> list[int]:
         "Ids of a text; words like <eos> in it stay text, only bytes are encoded."
         if not any(s in text for s in self.SPECIAL):
             return self.inner.encode(text, add_special_tokens=False).ids
@@ -159,11 +180,17 @@ class BPETokenizer:
         finally:
             self.inner.encode_special_tokens = False
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(
+        self,
+        ids: Sequence[int],  # in [0, vocab_size)
+    ) -> str:
         "Text of ids; the special tokens are left out."
         return self.inner.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def save(self, path: str | Path) -> None:
+    def save(
+        self,
+        path: str | Path,  # of the file; an older one is replaced
+    ) -> None:
         "Write the tokenizer as JSON, whole or not at all."
         write_atomic(path, self.inner.to_str(pretty=True))
 
@@ -214,11 +241,17 @@ class HFTokenizer:
             raise ValueError(f"{what}={token!r} is not a token of this tokenizer")
         return int(i)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(
+        self,
+        text: str,  # any text
+    ) -> list[int]:
         "Ids of a text; nothing is added at its ends."
         return list(self.inner.encode(text, add_special_tokens=False))
 
-    def decode(self, ids: Sequence[int]) -> str:
+    def decode(
+        self,
+        ids: Sequence[int],  # in [0, vocab_size)
+    ) -> str:
         "Text of ids; special tokens are left out."
         return self.inner.decode([int(i) for i in ids], skip_special_tokens=True)
 

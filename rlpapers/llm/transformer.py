@@ -97,15 +97,25 @@ class KVCache:
         self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
         self.column = torch.zeros(1, dtype=torch.int64, device=device)
         self.length, self.columns, self.fixed = 0, columns, fixed
+        self.steps: _Steps | None = None  # of single columns, see below
+        self.maps: list[tuple] | None = None  # of them; a cache is for one model
 
-    def advance(self, new: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def settle(self) -> None:
+        "Write down what single columns have left open: positions and bias."
+        if self.steps is not None:
+            start, end = self.steps.start, self.length
+            self.positions = self.positions + (end - start)
+            self.bias[:, start:end] = 0.0
+            self.steps = None
+
+    def advance(
+        self,
+        new: int,  # T
+        mask: Tensor | None,  # True: a token; the last T columns count; None: all
+    ) -> tuple[Tensor, Tensor]:
         "Positions (N, T) of the new columns, and the bias attention adds."
-        start, end = self.length, self.length + new
-        if end > self.columns:
-            raise ValueError(
-                f"the cache has {self.columns} columns, {end} are needed: "
-                "make it for prompt and response together"
-            )
+        self.settle()
+        start, end = self.length, self.room(new)
         if mask is None:
             positions = self.positions[:, None]
             if new > 1:
@@ -132,6 +142,18 @@ class KVCache:
         bias[:, :, own, own + start] = 0.0
         return positions, bias
 
+    def room(
+        self,
+        new: int,  # T
+    ) -> int:
+        "Length after new columns."
+        if (end := self.length + new) > self.columns:
+            raise ValueError(
+                f"the cache has {self.columns} columns, {end} are needed: "
+                "make it for prompt and response together"
+            )
+        return end
+
     def _seen(self, new: int) -> int:
         "Columns attention runs over; small products are slow on a processor."
         return min(self.columns, max(self.length, 32)) if new == 1 else self.length
@@ -143,7 +165,11 @@ class KVCache:
         self.positions += 1
         return positions, self.bias[:, None, None, :]
 
-    def write(self, layer: int, kv: Tensor) -> Tensor:
+    def write(
+        self,
+        layer: int,  # index of the block
+        kv: Tensor,  # shape (2, N, g, T, d)
+    ) -> Tensor:
         "Store new keys and values (2, N, g, T, d); all that attention may see."
         store, new = self.store[layer], kv.shape[3]
         if self.fixed and new == 1:
@@ -151,15 +177,23 @@ class KVCache:
         store[:, :, :, self.length - new : self.length] = kv
         return store[:, :, :, : self._seen(new)]
 
-    def select(self, rows: Tensor) -> None:
+    def select(
+        self,
+        rows: Tensor,  # int64, ascending
+    ) -> None:
         "Keep these rows, int64 ascending; the others are gone."
+        self.settle()
         n, end = len(rows), self.length
         self.store[:, :, :n, :, :end] = self.store[:, :, rows, :, :end]
         self.store = self.store[:, :, :n]
         self.bias, self.positions = self.bias[rows], self.positions[rows]
 
-    def expand(self, n: int) -> None:
+    def expand(
+        self,
+        n: int,  # copies of a row, at least 1
+    ) -> None:
         "Each row n times, copies adjacent."
+        self.settle()
         for name, dim in (("store", 2), ("bias", 0), ("positions", 0)):
             setattr(self, name, getattr(self, name).repeat_interleave(n, dim))
 
@@ -231,40 +265,72 @@ class _Block(nn.Module):
             return x + self.down(F.silu(gate) * y)
         return x + self.down(F.gelu(y))
 
-# %% ../../nbs/llm/04_transformer.ipynb #2795fd94
-def _cpu_step(model: "TinyTransformer", ids: Tensor, cache: KVCache) -> Tensor:
-    "States (N, D) of one new column (N,): the blocks, written out."
-    c, start = model.config, cache.length
-    positions, bias = cache.advance(1, None)
-    (n, seen), h, g, d = (len(ids), bias.shape[-1]), c.heads, c.kv_heads, c.head_dim
-    cos, sin = model._rope(positions[:, 0])
-    bias = bias.expand(n, g, h // g, seen).reshape(n * g, h // g, seen)
-    store = cache.store
-    new = store.select(4, start).unbind()
-    flat = store[:, :, :, :, :seen].flatten(2, 3)
-    keys, values = flat[:, 0].transpose(2, 3).unbind(), flat[:, 1].unbind()
-    x, scale, eps = F.embedding(ids, model.embed.weight), d**-0.5, c.norm_eps
-    for i, block in enumerate(model.blocks):
-        y = F.rms_norm(x, block.norm1.shape, block.norm1, eps)
-        y = F.linear(y, block.qkv.weight, block.qkv.bias).view(n, h + 2 * g, d)
-        qk = y[:, : h + g]
-        qk = torch.addcmul(qk * cos, qk.roll(d // 2, -1), sin)
-        new[i][0].copy_(qk[:, h:])
-        new[i][1].copy_(y[:, h + g :])
-        q = qk[:, :h].reshape(n * g, h // g, d)
-        share = torch.baddbmm(bias, q, keys[i], alpha=scale).softmax(-1)
-        a = torch.bmm(share, values[i]).view(n, h * d)
-        x = torch.addmm(x, a, block.out.weight.t())
-        y = F.linear(
-            F.rms_norm(x, block.norm2.shape, block.norm2, eps), block.up.weight
-        )
-        if block.swiglu:
-            gate, y = y.chunk(2, -1)
-            y = F.silu(gate).mul_(y)
-        else:
-            y = F.gelu(y)
-        x = torch.addmm(x, y, block.down.weight.t())
-    return F.rms_norm(x, model.norm.shape, model.norm, eps)
+# %% ../../nbs/llm/04_transformer.ipynb #419a0db9
+def _step_maps(block: _Block, c: TransformerConfig) -> tuple[Tensor, ...]:
+    "Maps of a block for one column: norms taken in, quarter turns added."
+    turned = (c.heads + c.kv_heads) * c.head_dim
+
+    def with_turns(x: Tensor) -> Tensor:
+        part = x[:turned].unflatten(0, (-1, c.head_dim)).roll(c.head_dim // 2, 1)
+        return torch.cat([x, part.flatten(0, 1)])
+
+    bias = None if block.qkv.bias is None else with_turns(block.qkv.bias)
+    qkv = with_turns(block.qkv.weight * block.norm1)
+    up = block.up.weight * block.norm2
+    return qkv, bias, block.out.weight.t(), up, block.down.weight.t()
+
+
+class _Steps:
+    "Single columns (N,) on a processor, one after another."
+
+    def __init__(self, model: "TinyTransformer", cache: KVCache):
+        self.config, self.cache, self.start = model.config, cache, cache.length
+        h, g = model.config.heads, model.config.kv_heads
+        self.embed, self.norm = model.embed.weight, model.norm
+        if cache.maps is None:
+            cache.maps = [_step_maps(b, model.config) for b in model.blocks]
+        self.maps = cache.maps
+        self.eps = self.norm.new_full((1,), model.config.norm_eps)
+        later = torch.arange(cache.columns - cache.length)
+        cos, sin = model._rope(cache.positions + later[:, None])
+        self.angles = list(zip(cos.unbind(), sin.unbind(), strict=True))
+        bias = cache.bias[:, None, None, :].expand(-1, g, h // g, -1).flatten(0, 1)
+        self.bias = bias.contiguous()
+        store = cache.store  # (layers, 2, N, g, C, d)
+        self.new = store.permute(0, 4, 2, 1, 3, 5)
+        flat = store.flatten(2, 3)
+        self.keys = flat[:, 0].transpose(2, 3).unbind()
+        self.values = flat[:, 1].unbind()
+
+    def _scaled(self, x: Tensor) -> Tensor:
+        "RMSNorm without its weight."
+        r = torch.linalg.vector_norm(x, 2, -1, True)
+        return x * torch.addcmul(self.eps, r, r, value=1 / x.shape[-1]).rsqrt_()
+
+    def __call__(self, ids: Tensor) -> Tensor:  # states, shape (N, D)
+        c, cache, at = self.config, self.cache, self.cache.length
+        h, g, d, n = c.heads, c.kv_heads, c.head_dim, len(ids)
+        cache.length = cache.room(1)
+        seen = cache._seen(1)
+        self.bias[:, :, at] = 0.0
+        bias, (cos, sin) = self.bias[:, :, :seen], self.angles[at - self.start]
+        x, swiglu, scale = F.embedding(ids, self.embed), c.ffn == "swiglu", d**-0.5
+        for i, (qkv, b, out, up, down) in enumerate(self.maps):
+            y = F.linear(self._scaled(x), qkv, b).view(n, -1, d)
+            y[:, : h + g].mul_(cos).addcmul_(y[:, h + 2 * g :], sin)
+            self.new[i, at].copy_(y[:, h : h + 2 * g].view(n, 2, g, d))
+            q = y[:, :h].reshape(n * g, h // g, d)
+            share = torch.baddbmm(bias, q, self.keys[i][:, :, :seen], alpha=scale)
+            a = torch.bmm(share.softmax(-1), self.values[i][:, :seen])
+            x = torch.addmm(x, a.view(n, h * d), out)
+            y = F.linear(self._scaled(x), up)
+            if swiglu:
+                gate, y = y.chunk(2, -1)
+                y = F.silu(gate).mul_(y)
+            else:
+                y = F.gelu(y)
+            x = torch.addmm(x, y, down)
+        return self._scaled(x) * self.norm
 
 # %% ../../nbs/llm/04_transformer.ipynb #47ff26b9
 class TinyTransformer(nn.Module):
@@ -303,6 +369,13 @@ class TinyTransformer(nn.Module):
         "Matrix (V, D) and bias of the logits; there is no bias."
         return (self.embed if self.unembed is None else self.unembed).weight, None
 
+    @property
+    def _small(self) -> bool:
+        "Whether overhead is most of a step."
+        c = self.config
+        small = c.d_model <= 256 and not c.qk_norm
+        return small and self.norm.dtype == torch.float32
+
     def _rope(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         "Cosines and sines of positions (N, T), each (N, T, 1, d)."
         w, c = self.embed.weight, self.config
@@ -310,8 +383,9 @@ class TinyTransformer(nn.Module):
             freqs = c.rope_freqs or [
                 c.rope_theta ** -(2 * i / c.head_dim) for i in range(c.head_dim // 2)
             ]
-            tables = rope_tables(torch.tensor(freqs), c.max_length)
-            self._table = torch.cat(tables, 1).to(w.device)
+            with torch.inference_mode(False):  # it outlives the call
+                tables = rope_tables(torch.tensor(freqs), c.max_length)
+                self._table = torch.cat(tables, 1).to(w.device)
         both = F.embedding(positions, self._table).to(w.dtype).unsqueeze(-2)
         return both.chunk(2, -1)
 
@@ -350,7 +424,12 @@ class TinyTransformer(nn.Module):
             bias, causal = bias.masked_fill_(~seen, -torch.inf), False
         return self._run(ids, positions, bias, causal)
 
-    def new_cache(self, rows: int, columns: int, fixed: bool = False) -> KVCache:
+    def new_cache(
+        self,
+        rows: int,  # N
+        columns: int,  # C, prompt and response together
+        fixed: bool = False,  # shapes never change, for CUDA graphs
+    ) -> KVCache:
         "An empty cache of this model."
         if not self.config.causal:
             raise ValueError("a bidirectional model has no cache: causal=False")
@@ -371,17 +450,26 @@ class TinyTransformer(nn.Module):
     ) -> Tensor:  # shape (N, T, D), or (N, 1, D)
         "States of new columns, given those in the cache."
         new = ids.shape[1]
-        if new == 1 and mask is None and ids.device.type == "cpu" and not cache.fixed:
-            if not (torch.is_grad_enabled() or self.config.qk_norm):
-                return _cpu_step(self, ids[:, 0], cache)[:, None]
+        if new == 1 and mask is None and self._small and not cache.fixed:
+            if ids.device.type == "cpu" and not torch.is_grad_enabled():
+                cache.steps = cache.steps or _Steps(self, cache)
+                return cache.steps(ids[:, 0])[:, None]
         return self._run(ids, *cache.advance(new, mask), False, cache, last and new > 1)
 
-    def forward_fixed(self, ids: Tensor, cache: KVCache) -> Tensor:
+    def forward_fixed(
+        self,
+        ids: Tensor,  # the new column, shape (N, 1)
+        cache: KVCache,  # of `new_cache` with fixed=True
+    ) -> Tensor:
         "One new column (N, 1) without a change of shape, for CUDA graphs."
         out = self._run(ids, *cache.step(), False, cache)
         cache.column += 1
         return out
 
-    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        ids: Tensor,  # shape (N, L), int64
+        mask: Tensor | None = None,  # True where a token is, (N, L); None: all
+    ) -> Tensor:
         "Logits of all positions, shape (N, L, V)."
         return F.linear(self.hidden(ids, mask), *self.head)

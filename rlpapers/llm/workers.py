@@ -87,7 +87,7 @@ def serve(
             reply = json.dumps({"error": f"{type(e).__name__}: {e}"[:500]})
         out.write(reply + "\n")
 
-# %% ../../nbs/llm/01_workers.ipynb #752fa50f
+# %% ../../nbs/llm/01_workers.ipynb #6f6a9f63
 _CODE = "import sys; from rlpapers.llm.workers import serve; "
 _CODE += "serve(sys.argv[1], int(sys.argv[2]))"
 
