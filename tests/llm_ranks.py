@@ -1,11 +1,12 @@
 """One update of a tiny policy; started by torchrun in test_llm_ranks.py."""
 
+import copy
 import sys
 from pathlib import Path
 
 import torch
 
-from rlpapers.core.checkpoint import load_state, save_state
+from rlpapers.core.checkpoint import save_state
 from rlpapers.llm.decisions import Decisions
 from rlpapers.llm.distributed import as_whole, gathered, load_weights, shard
 from rlpapers.llm.entropy import TokenSet
@@ -44,6 +45,10 @@ def batch():
     return Decisions(ids, mask, at, labels, old - 4, A, one, counts)
 
 
+def weights(net):
+    return {k: v.clone() for k, v in as_whole(net.state_dict()).items()}
+
+
 def main(kind: str, micro: int, folder: Path) -> None:
     if kind != "single":
         torch.distributed.init_process_group("gloo")
@@ -57,10 +62,13 @@ def main(kind: str, micro: int, folder: Path) -> None:
         half = slice(0, 3) if ranks.rank == 0 else slice(3, 6)
         d = d.rows(torch.arange(ROWS)[half])
     metrics = learner.update(d)
-    once = {k: v.clone() for k, v in as_whole(net.state_dict()).items()}
+    once = weights(net)
     metrics |= {f"again/{k}": v for k, v in learner.update(d).items()}
-    state = {"once": once, "twice": as_whole(net.state_dict()), "metrics": metrics}
-    state |= {"learner": learner.state_dict(), "tokens": float(d.counts.sum())}
+    state = {"once": once, "twice": weights(net), "metrics": metrics}
+    state |= {
+        "learner": copy.deepcopy(learner.state_dict()),
+        "tokens": float(d.counts.sum()),
+    }
     words = WordTokenizer(["<pad>", "<eos>", *(f"w{i}" for i in range(V - 2))])
     asked = [[2 + i, 3, 4] for i in range(2 + ranks.rank)]  # not as many on each
     with gathered(net):
@@ -68,12 +76,12 @@ def main(kind: str, micro: int, folder: Path) -> None:
     state["sampled"] = out.logprobs[:2]
     # back to the first update, by whole tensors
     load_weights(net, state["once"])
-    back = as_whole(net.state_dict())
+    back = weights(net)
     assert all(torch.equal(back[k], v) for k, v in once.items())
     fresh = Learner(net, regularizers=[Bonus()], config=config)
     fresh.load_state_dict(state["learner"])
     fresh.update(d)
-    state["third"] = as_whole(net.state_dict())
+    state["third"] = weights(net)
     if ranks.on:
         every = [None, None]
         torch.distributed.all_gather_object(every, state["tokens"])
@@ -86,4 +94,3 @@ def main(kind: str, micro: int, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]))
-    assert load_state is not None

@@ -11,7 +11,7 @@ from llm_run import WORLD, made
 
 from rlpapers.aent import AdaptiveCoefficient, AEnt, EntropyBonus, TokenSet
 from rlpapers.aent.exact import ascend, best_mass, half_mass_coefficient, optimal_value
-from rlpapers.aent.onestate import expected_reward, problem, train
+from rlpapers.aent.onestate import expected_reward, one_step, problem, train
 from rlpapers.aent.regularizers import METHODS, TargetBonus, method
 from rlpapers.aent.words import new_policy, off_support
 from rlpapers.llm.learner import LearnerConfig, Regularizer
@@ -216,3 +216,27 @@ def test_without_a_bonus_the_easy_action_wins():
         if not coef:
             np.testing.assert_allclose(curve[:, -1], 0.6, atol=0.01)
     assert curve[:, -1].mean() > 0.8
+
+
+@pytest.mark.parametrize("s", [None, TokenSet("top_k", 60), TokenSet("fraction", 0.5)])
+def test_one_exact_step(s):
+    p = problem([3, 4], actions=600, best=8, low=5, high=500)
+    found = one_step(p, 0.1, s, lr=5.0, head=200)
+    for i in range(2):
+        z = p.logits.double().clone().requires_grad_()
+        r = torch.zeros(600, dtype=torch.double)
+        r[p.best[i]], r[0] = 1.0, p.easy
+        kept = 600 if s is None else s.kept(600)
+        q = z.topk(kept).values.log_softmax(0)
+        value = z.softmax(0) @ r - 0.1 * (q.exp() * q).sum()
+        (d,) = torch.autograd.grad(value, z)
+        moved = (z + 5.0 * d).softmax(0).detach() - z.softmax(0).detach()
+        kind = ["likely"] * 200 + ["tail"] * 400
+        kind[0] = "easy"
+        for b in p.best[i].tolist():
+            kind[b] = "best"
+        for name, change in found.items():
+            want = sum(float(m) for m, k in zip(moved, kind, strict=True) if k == name)
+            assert float(change[i]) == pytest.approx(want, abs=1e-9), name
+        assert {"best", "easy", "likely", "tail"} == set(found) == set(kind)
+    assert (p.best < 200).any() and (p.best >= 200).any()

@@ -11,25 +11,29 @@ import torch
 
 from rlpapers.core.checkpoint import load_state
 
-SCRIPT = Path(__file__).with_name("llm_ranks.py")
+HERE = Path(__file__).parent
 
 
-def run(kind, micro, folder):
-    "Run the script on one or two processes; what rank 0 wrote."
-    start = [sys.executable, "-W", "ignore"]
-    if kind != "single":
+def start(script, *args, ranks=2):
+    "Run a script, by torchrun on several ranks."
+    command = [sys.executable, "-W", "ignore"]
+    if ranks > 1:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
             port = s.getsockname()[1]
-        start += ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
-        start += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
-    here = str(SCRIPT.parents[1])
-    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": here}
+        command += ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+        command += ["--master-addr", "127.0.0.1", "--master-port", str(port)]
+    env = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parent)}
     done = subprocess.run(
-        [*start, str(SCRIPT), kind, str(micro), str(folder)],
+        [*command, str(HERE / script), *map(str, args)],
         env=env, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def run(kind, micro, folder):
+    "One update, of a process or of two; what rank 0 wrote."
+    start("llm_ranks.py", kind, micro, folder, ranks=1 + (kind != "single"))
     return load_state(folder / kind)
 
 
@@ -39,7 +43,7 @@ def run(kind, micro, folder):
 def test_two_ranks_make_the_update_of_one(kind, micro, tmp_path):
     one, two = (run(k, micro, tmp_path) for k in ("single", kind))
     assert two["tokens"] == [4.0, 20.0] and one["tokens"] == 24.0
-    for step in ("once", "twice"):
+    for step in ("once", "twice", "third"):
         for k, v in one[step].items():
             torch.testing.assert_close(two[step][k], v, atol=1e-6, rtol=0)
     moved = max(
@@ -56,3 +60,11 @@ def test_two_ranks_make_the_update_of_one(kind, micro, tmp_path):
         torch.testing.assert_close(
             a[i]["exp_avg"], b[i]["exp_avg"], atol=1e-6, rtol=1e-4
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("group", ["root", "own"])
+def test_the_clamped_head_of_a_sharded_model(group):
+    "In the group of the whole model, or in one of its own."
+    pytest.importorskip("transformers")
+    start("aent_head_ranks.py", group)

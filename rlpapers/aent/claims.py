@@ -198,7 +198,7 @@ def off_support_gap(evidence: list[Stored]) -> Finding:
         index=["seed", "coef"], columns="method", values="off"
     )
     gap = (off["entreg"] - off["clamped"]).unstack("coef")
-    d = gap.mean(1)
+    d = gap.mean(axis=1)
     r = bootstrap(d, "mean")
     passed = bool(r.low > 0 and _greater(d.to_numpy()) < 0.05)
     each = off.groupby("coef").mean()

