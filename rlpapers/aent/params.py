@@ -81,7 +81,7 @@ class _Words(Params):
     )
     width: int = P(64, "width of the model", source=SPEC, ge=8, multiple_of=8)
     batch: int = P(64, "rows of a supervised step", source=SPEC, ge=1)
-    ntp_steps: int = P(1000, "steps of next-word prediction", source=SPEC, ge=1)
+    ntp_steps: int = P(1600, "steps of next-word prediction", source=SPEC, ge=1)
     sft_examples: int = P(600, "worked examples", source=SPEC, ge=1)
     sft_steps: int = P(250, "steps of the cold start", source=SPEC, ge=1)
     prompts: int = P(16, "questions of a step", source=SPEC, ge=1)
@@ -118,6 +118,7 @@ class Tiny(_Words):
         ["grpo", "entreg", "clamped", "aent"], "methods", source=SPEC, min_length=1
     )
     coef: float = P(0.01, "lambda of entreg and clamped", source=SPEC, ge=0)
+    minibatches: int = P(1, "optimiser steps of a global step", source=SPEC, ge=1)
 
 
 class Sweep(_Words):
@@ -130,7 +131,7 @@ class Sweep(_Words):
         [0.003, 0.01, 0.03, 0.1], "lambda", source=SPEC, min_length=2
     )
 
-# %% ../../nbs/aent/01_params.ipynb #8ca58bb0
+# %% ../../nbs/aent/01_params.ipynb #10f2fc06
 class Smollm(Params):
     "GRPO, EntReg, clamped and AEnt on SmolLM2-135M-Instruct (one H100)."
 

@@ -150,9 +150,10 @@ def reinforce(
         name, token_set=TokenSet("top_k", p["top_k"]), coef=coef, adaptive=adaptive
     )
     config = TrainerConfig(p["prompts"], p["group"], p["new_tokens"], seed=seed)
+    learner = LearnerConfig(lr=p["lr"], minibatches=p.get("minibatches", 1))
     trainer = _Watched(
         policy, NativeEngine(policy, world.tokenizer), world.tokenizer, questions,
-        TaskReward(questions), config, learner=LearnerConfig(lr=p["lr"]), loss=loss,
+        TaskReward(questions), config, learner=learner, loss=loss,
         regularizers=[bonus],
     )  # fmt: skip
     rows = []

@@ -45,6 +45,7 @@ _MODULES = {
     "kernels": "has_kernel",
     "logprob": "TokenStats token_stats",
     "rewards": "RewardBatch Reward RewardError arithmetic TaskReward ExactMatch MathVerify",
+    "custom": "FunctionReward WorkerReward LengthPenalty WeightedSum Cached",
     "advantages": "group_relative leave_one_out mixed_groups frac_zero_variance",
     "losses": "PolicyLossConfig policy_loss kl_estimate",
     "fused": "LossOutput fused_policy_loss",
