@@ -48,8 +48,9 @@ class Mdp(Params):
     actions: int = P(100_000, "actions", source="paper, figure 1", ge=1000)
     best: list[Count] = P([10, 5, 2], "best actions", source=SPEC, min_length=1)
     coefs: list[Positive] = P(
-        [0.03, 0.05, 0.07, 0.1, 0.15], "lambda", source=SPEC, min_length=2
-    )
+        [0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.14, 0.17, 0.2, 0.25],
+        "lambda", source=SPEC, min_length=2,
+    )  # fmt: skip
     top_ks: list[Count] = P([10_000, 1000], "clamps by number", source=SPEC)
     fraction: float = P(0.33, "clamp by share removed", source="paper", ge=0, lt=1)
     easy: float = P(0.6, "reward of the likeliest action", source=SPEC, gt=0, lt=1)
@@ -125,11 +126,14 @@ class Sweep(_Words):
     "Off-support mass over lambda from a weak cold start."
 
     methods: list[Method] = P(
-        ["entreg", "clamped", "aent"], "methods", source=SPEC, min_length=1
+        ["grpo", "entreg", "clamped", "aent"], "methods", source=SPEC, min_length=1
     )
     coefs: list[Positive] = P(
-        [0.003, 0.01, 0.03, 0.1], "lambda", source=SPEC, min_length=2
+        [0.001, 0.01, 0.03, 0.1], "lambda", source=SPEC, min_length=2
     )
+    ntp_steps: int = P(250, "steps of next-word prediction", source=SPEC, ge=1)
+    sft_steps: int = P(100, "steps of the cold start", source=SPEC, ge=1)
+    steps: int = P(60, "global steps", source=SPEC, ge=1)
 
 # %% ../../nbs/aent/01_params.ipynb #10f2fc06
 class Smollm(Params):

@@ -143,7 +143,7 @@ def plot_curves(
     from rlpapers.core.plots import curve, style
 
     words = {
-        "entropy": "entropy, nats", "clamped_entropy": "clamped entropy, nats",
+        "entropy": "entropy, nats", "clamped_entropy": "entropy the bonus sees, nats",
         "lambda": "λ", "reward": "reward", "off": "off-support mass",
         "length": "tokens",
     }  # fmt: skip
