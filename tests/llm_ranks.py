@@ -50,12 +50,17 @@ def weights(net):
 
 
 def main(kind: str, micro: int, folder: Path) -> None:
-    if kind != "single":
+    if not kind.startswith("single"):
         torch.distributed.init_process_group("gloo")
     net, d = policy(), batch()
-    if kind == "fsdp":
+    if kind.endswith("16"):
+        net.bfloat16()
+    if kind.endswith("0"):  # the rows of rank 0 do not count
+        d.counts[:3] = False
+    if kind.startswith("fsdp"):
         shard(net)
-    config = LearnerConfig(lr=1e-2, micro_tokens=micro)
+    lr = 1e-5 if kind.endswith("16") else 1e-2
+    config = LearnerConfig(lr=lr, micro_tokens=micro)
     learner = Learner(net, regularizers=[Bonus()], config=config)
     ranks = learner.ranks
     if ranks.on:
@@ -82,6 +87,7 @@ def main(kind: str, micro: int, folder: Path) -> None:
     fresh.load_state_dict(state["learner"])
     fresh.update(d)
     state["third"] = weights(net)
+    state["masters"] = fresh.masters.state_dict()
     if ranks.on:
         every = [None, None]
         torch.distributed.all_gather_object(every, state["tokens"])

@@ -1,6 +1,8 @@
 """AEnt: golden numbers with independent references, and the loop on a tiny model."""
 
 import math
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,12 +11,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llm_run import WORLD, made
 
-from rlpapers.aent import AdaptiveCoefficient, AEnt, EntropyBonus, TokenSet
+from rlpapers.aent import (
+    AdaptiveCoefficient,
+    AEnt,
+    EntropyBonus,
+    TokenSet,
+    fused_policy_loss,
+)
 from rlpapers.aent.exact import ascend, best_mass, half_mass_coefficient, optimal_value
 from rlpapers.aent.onestate import expected_reward, one_step, problem, train
-from rlpapers.aent.regularizers import METHODS, TargetBonus, method
+from rlpapers.aent.regularizers import METHODS, KLCov, TargetBonus, method
 from rlpapers.aent.words import new_policy, off_support
+from rlpapers.llm.decisions import Decisions
 from rlpapers.llm.learner import LearnerConfig, Regularizer
+from rlpapers.llm.logprob import TokenStats
+from rlpapers.llm.losses import surrogate
 
 
 def coefficient(**kw):
@@ -183,15 +194,21 @@ def test_public_names():
 
 
 def test_a_target_instead_of_a_band():
-    r, coef, on, used = TargetBonus(0.2, 0.25, 0.4), 0.0, True, []
+    r, coef, on, used = TargetBonus(0.2, 0.25, 0.4), 0.0, False, []
     for e in (0.1, 0.15, 0.1, 0.3, 0.3, 0.2, 0.1, 0.1):
         r.observe(e - 0.05, 9.0)
         r.observe(e + 0.05, 9.0)
         used.append((r.step_end()["lambda"], coef if on else 0.0))
-        on = e <= 0.2 + 1e-12
-        coef = min(max(coef + (0.25 if e < 0.2 - 1e-12 else -0.25), 0.0), 0.4)
+        on = e <= 0.2 + 1e-12  # TRL 1.16: <= for the switch and the direction
+        coef = min(max(coef + (0.25 if on else -0.25), 0.0), 0.4)
     np.testing.assert_allclose(*zip(*used, strict=True))
     assert max(u for u, _ in used) == 0.4
+    r = TargetBonus(0.25, 0.05, init=0.1)  # a quarter is exact
+    assert r.coefficient() == 0.0  # nothing is measured yet
+    for e, want in ((0.25, 0.15), (0.2500001, 0.0), (0.25, 0.15)):
+        r.observe(e, 9.0)
+        r.step_end()
+        assert r.coefficient() == pytest.approx(want)
 
 
 def test_methods_are_what_the_table_says():
@@ -205,7 +222,112 @@ def test_methods_are_what_the_table_says():
     full = {k for k, (_, r) in made.items() if r.token_set is None}
     assert full == {"entreg", "skywork", "full_adaptive"}
     highs = {k: c.eps_high for k, (c, _) in made.items()}
-    assert highs == dict.fromkeys(METHODS, 0.2) | {"clip_higher": 0.28}
+    other = {"clip_higher": 0.28, "kl_cov": math.inf}
+    assert highs == dict.fromkeys(METHODS, 0.2) | other
+    for seed in (0, 5):
+        assert method("clip_cov", token_set=s, seed=seed)[1].seed == seed
+
+
+def test_kl_cov_clips_nothing():
+    c, _ = method("kl_cov", token_set=TokenSet("top_k", 7))
+    change = torch.linspace(-4, 4, 9)
+    for a in (-1.0, 1.0):
+        got = surrogate(change, torch.zeros(9), torch.full((9,), a), c)
+        torch.testing.assert_close(got, a * change.exp())
+
+
+def test_a_first_lambda_outside_its_box_is_refused():
+    for bounds in ((0.003, 0.009), (0.0, 0.001)):
+        with pytest.raises(ValueError, match="init must lie within bounds"):
+            coefficient(bounds=bounds, warmup=30)
+    assert coefficient(bounds=(0.002, 0.009)).value == 0.002
+
+
+@pytest.mark.parametrize(
+    "kw", [{"bounds": (0.002, 0.002)}, {"lr": 0.0, "bounds": (0.002, 0.009)}]
+)
+def test_a_weight_that_is_to_rest_warns_of_nothing(kw):
+    c = coefficient(**kw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [c.step(e) for e in (0.0, 3.0) * 60] == [0.002] * 120
+
+
+def test_a_step_in_the_band_begins_the_count_anew():
+    c = coefficient(bounds=(6e-4, 0.002))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for k in range(150):
+            c.step(0.2 if k % 50 == 49 else 0.0)
+        for _ in range(50):
+            c.step(0.0)
+    with pytest.warns(UserWarning, match="more than 50 steps"):
+        c.step(0.0)
+
+
+def decided(lp, A):
+    "Decisions of one row a list, with nothing but what a covariance needs."
+    lp, A = torch.tensor(lp), torch.tensor(A)
+    long = torch.zeros(lp.shape).long()
+    on = long == 0
+    return Decisions(long, on, long, long, lp, A, torch.ones(lp.shape), on)
+
+
+def held(k, d, change=0.3):
+    "Slope of the penalty in each log-probability, over its weight."
+    k.prepare(d)
+    now = (d.flat(d.logprob_old) + change).requires_grad_()
+    w = torch.full((len(now),), 0.25)
+    extra = k.term(TokenStats(now, None, None, now), w, d)
+    return torch.autograd.grad(extra, now)[0] / 0.25
+
+
+def test_kl_cov_holds_as_many_as_it_says():
+    rng = np.random.default_rng(0)
+    lp = rng.normal(-2, 1, (20, 20)).astype("float32")
+    A = np.full((20, 20), 0.3, "float32")  # no advantage over another
+    assert float(held(KLCov(0.01), decided(lp, A)).abs().sum()) == 0
+    A = rng.normal(size=(20, 20)).astype("float32")
+    slope = held(KLCov(0.01), decided(lp, A))
+    c = ((lp - lp.mean()) * (A - A.mean())).ravel()
+    assert set(slope.nonzero()[:, 0].tolist()) == set(np.argsort(-c)[:4].tolist())
+    four = decided(np.tile(lp[:1], (20, 1)), np.tile(A[:1], (20, 1)))  # 20 of each
+    slope = held(KLCov(0.06), four)  # the first twenty, and four of the second
+    assert float(slope.sum()) == pytest.approx(24, abs=1e-4)
+    assert sorted(slope.unique().tolist()) == pytest.approx([0, 0.2, 1.0])
+
+
+@pytest.mark.parametrize(("change", "moved"), [(3e-5, 0), (-3e-5, 0), (3e-4, 1)])
+def test_rounding_is_no_change(change, moved):
+    rng = np.random.default_rng(1)
+    d = decided(*rng.normal(size=(2, 4, 5)).astype("float32"))
+    assert float(held(KLCov(0.05), d, change).sum()) == moved
+
+
+def test_the_choices_of_the_covariance_methods_are_named():
+    page = (Path(__file__).parents[1] / "nbs/aent/03_regularizers.ipynb").read_text()
+    for words in (
+        "which tokens the ratio clips",
+        "has no clip",
+        "is none: at the first",
+    ):
+        assert words in page
+
+
+def test_an_ignored_label_does_not_count():
+    g = torch.Generator().manual_seed(0)
+    h, w = torch.randn(8, 4, generator=g), torch.randn(30, 4, generator=g)
+    w.requires_grad_()
+    labels, on = torch.arange(8), torch.ones(8).bool()
+    old, A = torch.full((8,), -3.0), torch.randn(8, generator=g)
+    some = labels != 5
+    runs = (torch.where(some, labels, -100), on), (labels, on & some)
+    out = [fused_policy_loss(h, w, x, old, A, m, ent_coef=0.1) for x, m in runs]
+    grads = [torch.autograd.grad(o.loss, w)[0] for o in out]
+    torch.testing.assert_close(*grads)
+    assert out[0].metrics == out[1].metrics and out[0].metrics["tokens"] == 7
+    with pytest.raises(ValueError, match="label 30 of token 5"):
+        fused_policy_loss(h, w, torch.where(some, labels, 30), old, A, on)
 
 
 def test_without_a_bonus_the_easy_action_wins():

@@ -1,7 +1,9 @@
 """AEnt as a trainer of TRL; needs a python that has it: pytest -m peer …"""
 
 import inspect
+import json
 import math
+import os
 import warnings
 from pathlib import Path
 
@@ -253,3 +255,161 @@ def test_only_documented_hooks_are_used(trl):
         own = inspect.signature(getattr(ours.Steered, name))
         assert list(own.parameters) == list(theirs.parameters), name
     assert Path(inspect.getsourcefile(trl.GRPOTrainer)).name == "grpo_trainer.py"
+
+
+TEMPLATE = (
+    "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    "{% if add_generation_prompt %}so {% endif %}"
+)
+
+
+@pytest.fixture
+def small(trl, tmp_path):
+    "A random model in a folder, a file of ten problems, and settings that fit them."
+    import datasets
+    import transformers
+
+    from rlpapers.aent.real import random_folder
+
+    random_folder(tmp_path / "model")
+    tok = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    tok.chat_template = TEMPLATE
+    tok.save_pretrained(tmp_path / "model")
+    rows = [{"problem": f"what is {i} plus 1 ?", "answer": f"{i},1"} for i in range(10)]
+    rows[2]["answer"], rows[5]["answer"], rows[7]["answer"] = "", "\\boxed{}", "$ $"
+    rows[8]["problem"] = "long " * 200
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "rows.parquet")
+    sizes = {"prompts": 4, "minibatch": 2, "group": 2, "new_tokens": 8, "epochs": 2}
+    return settings(
+        **sizes, model=str(tmp_path / "model"), dataset=str(tmp_path / "rows.parquet"),
+        prompt_tokens=64, vllm="off", save_every=1, dry_run=False,
+    )  # fmt: skip
+
+
+CPU = dict(
+    use_cpu=True, bf16=False, report_to="none", gradient_checkpointing=False,
+    disable_tqdm=True, logging_steps=1, dataloader_pin_memory=False,
+)  # fmt: skip
+
+
+def test_rows_that_cannot_be_used_are_left_out(trl, small):
+    import transformers
+
+    tok = transformers.AutoTokenizer.from_pretrained(small["model"])
+    data = ours.training_data(small | {"instruction": "box it"}, tok)
+    assert sorted(data["answer"]) == [f"\\boxed{{{i},1}}" for i in (0, 1, 3, 4, 6, 9)]
+    assert all(r[0]["content"].endswith("?\nbox it") for r in data["prompt"])
+    with pytest.raises(UserError, match="6 of 10 rows can be used, a step needs 8"):
+        ours.training_data(small | {"prompts": 8}, tok)
+    with pytest.raises(UserError, match="is none of math-lighteval"):
+        ours.open_data("math")
+
+
+def test_the_same_command_goes_on(trl, small, tmp_path, capsys):
+    "One global step, then the rest; and what a folder of other settings says."
+    folder = tmp_path / "training"
+    ours.train_full(small, folder, max_steps=2, **CPU)
+    assert [c.name for c in ours.checkpoints(folder)] == ["checkpoint-2"]
+    started = []
+    own = ours.Steered._load_optimizer_and_scheduler
+
+    def watched(self, checkpoint):
+        started.append(checkpoint)
+        own(self, checkpoint)
+
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(ours.Steered, "_load_optimizer_and_scheduler", watched)
+        ours.train_full(small, folder, max_steps=4, **CPU)
+    assert [Path(c).name for c in started] == ["checkpoint-2"]
+    names = [c.name for c in ours.checkpoints(folder)]
+    assert names == ["checkpoint-2", "checkpoint-4"]
+    rows = ours.history(folder)
+    assert [r["step"] for r in rows if "entropy_coef" in r] == [1, 2, 3, 4]
+    with pytest.raises(UserError, match="another method"):
+        ours.train_full(small | {"method": "entreg"}, folder, **CPU)
+
+
+@pytest.mark.parametrize("vllm", ["colocate", "server"])
+def test_trl_takes_the_settings_of_vllm(trl, tmp_path, vllm):
+    "And corrects nothing the paper does not correct."
+    p = settings(vllm=vllm, vllm_parallel=2)
+    more = {"output_dir": str(tmp_path), "bf16": False, "use_cpu": True}
+    config = trl.GRPOConfig(
+        **ours.grpo_arguments(p, 1, **(ours.vllm_arguments(p) | more))
+    )
+    assert config.use_vllm and config.vllm_mode == vllm
+    assert config.vllm_importance_sampling_correction is False
+    assert trl.GRPOConfig.__dataclass_fields__[
+        "vllm_importance_sampling_correction"
+    ].default  # TRL's own choice is another
+
+
+def test_entreg_is_trls_own_bonus(trl, tmp_path):
+    p = settings(method="entreg", init=0.3)
+    one = {"prompts": 2, "minibatch": 2, "group": 2}
+    sizes = dict(per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    sizes["steps_per_generation"] = 1
+    a = ours.tiny_trainer(p, tmp_path / "a", **sizes)
+    a.train()
+    b = peer_trainer(trl, tmp_path / "b", p, one, entropy_coef=0.3, **sizes)
+    b.train()
+    assert gap(a, b) < 5e-5 and a.aent.value == 0.3
+
+
+def test_the_module_is_what_accelerate_launches(trl, small, tmp_path):
+    "The command of the page, one process, in a process of its own."
+    import subprocess
+    import sys
+
+    folder = tmp_path / "training"
+    wanted = {k: v for k, v in small.items() if k in SMALL} | {"device": "cpu"}
+    pairs = [f"{k}={json.dumps(v)}" for k, v in wanted.items()]
+    command = [sys.executable, "-m", "rlpapers.aent.trl", "--folder", str(folder)]
+    command += [x for pair in pairs for x in ("-p", pair)]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    got = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+    assert got.returncode == 0, got.stderr[-3000:]
+    assert ours.checkpoints(folder) and "clamped_entropy" in got.stdout
+
+
+SMALL = {
+    "prompts", "minibatch", "group", "new_tokens", "epochs", "model", "dataset",
+    "prompt_tokens", "vllm", "save_every", "dry_run",
+}  # fmt: skip
+
+
+def page(folder, values, **env):
+    "Run the page of the training through the command line."
+    import subprocess
+    import sys
+
+    call = "from rlpapers.cli.app import main; raise SystemExit(main())"
+    command = [sys.executable, "-c", call, "run", "aent", "full", "--preset", "full"]
+    command += ["--out", str(folder), "--name", "r"]
+    command += [x for k, v in values.items() for x in ("-p", f"{k}={json.dumps(v)}")]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "Agg", **env}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300)
+
+
+def test_the_page_evaluates_a_training(trl, small, tmp_path):
+    "What the launched module trained, the page draws and judges."
+    folder = tmp_path / "training"
+    ours.train_full(small, folder, max_steps=4, **CPU)
+    values = {k: v for k, v in small.items() if k in SMALL}
+    values |= {"trained": str(folder), "benchmarks": [small["dataset"]]}
+    values |= {"device": "cpu"}
+    got = page(tmp_path / "run", values)
+    assert got.returncode == 0, (got.stdout + got.stderr)[-3000:]
+    [file] = (tmp_path / "run").rglob("result.json")
+    result = json.loads(file.read_text())
+    assert result["trained"]["clamped_entropy"] > 0
+    assert set(result["scores"]) == {"last", "last five", "peak", "peak at"}
+    kept = json.loads((folder / "evaluation" / "checkpoint-4.json").read_text())
+    assert kept["how"]["eval_temperature"] == 0.6 and kept["how"]["eval_top_k"] == 20
+    assert [len(v) for v in kept["scores"].values()] == [7]  # of ten rows
+
+
+def test_the_page_is_not_launched_on_several_gpus(trl, small, tmp_path):
+    got = page(tmp_path / "run", {"device": "cpu"}, WORLD_SIZE="4")
+    assert got.returncode and "launch the module instead" in got.stdout + got.stderr
+    assert not list((tmp_path / "run").rglob("training"))

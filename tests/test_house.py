@@ -236,6 +236,30 @@ def test_imported_alone(package):
         assert papers_in(got["all"]) == {package} & set(KEYS)
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_names_for_checkers_are_the_names_at_run_time(package):
+    "`if TYPE_CHECKING` and the table of lazy names list the same modules."
+    tree = ast.parse((PACKAGE / package / "__init__.py").read_text())
+    blocks = [
+        n
+        for n in tree.body
+        if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"
+    ]
+    tables = [
+        ast.literal_eval(n.value)
+        for n in tree.body
+        if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "_MODULES"
+    ]
+    assert len(blocks) == len(tables)
+    for block, table in zip(blocks, tables, strict=True):
+        for n in block.body:
+            names = {a.name for a in n.names} - {"*"}
+            assert n.module in table, f"{n.module} has no names at run time"
+            assert names <= set(table[n.module].split()), n.module
+        seen = {n.module for n in block.body}
+        assert set(table) <= seen, f"checkers do not see {set(table) - seen}"
+
+
 def test_command_line_starts_without_papers():
     got = alone("rlpapers.cli.app")
     assert not papers_in(got["all"]) and not got["asked"]

@@ -5,6 +5,7 @@ import os
 import statistics
 import subprocess
 import sys
+import types
 
 import pytest
 import torch
@@ -13,11 +14,17 @@ from hypothesis import strategies as st
 
 from rlpapers.core import threads
 from rlpapers.llm import rollout as rollouts
-from rlpapers.llm.engines import decoding_seconds
+from rlpapers.llm.engines import TransformersEngine, VLLMEngine, decoding_seconds
 from rlpapers.llm.hub import load_policy, load_smollm2
 from rlpapers.llm.models import CausalPolicy, MaskedPolicy, from_hf
 from rlpapers.llm.native import NativeEngine
-from rlpapers.llm.sampling import SamplingParams, filter_probs, row_uniforms
+from rlpapers.llm.sampling import (
+    SamplingParams,
+    _draw,
+    filter_probs,
+    row_uniforms,
+    sample_tokens,
+)
 from rlpapers.llm.tasks import GymTask
 from rlpapers.llm.tokenization import (
     BPETokenizer,
@@ -233,6 +240,265 @@ def test_new_weights_are_taken_over():
     out = engine.generate(PROMPTS, SamplingParams(8))
     assert (teacher(policy, out) - out.logprobs[out.response_mask]).abs().max() < 1e-5
     assert not torch.equal(out.logprobs, before.logprobs)
+
+
+# Models as they are found
+
+
+def hf_tokenizer(words, **special):
+    "A tokenizer of `transformers` of these words."
+    tokenizers = pytest.importorskip("tokenizers")
+    ids = {w: i for i, w in enumerate(words)}
+    raw = tokenizers.Tokenizer(tokenizers.models.WordLevel(ids, unk_token="<pad>"))
+    raw.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    lib = transformers.PreTrainedTokenizerFast
+    return lib(tokenizer_object=raw, eos_token="<eos>", pad_token="<pad>", **special)
+
+
+def test_rows_of_the_model_that_are_no_token_are_never_sampled(tmp_path):
+    hf("llama").save_pretrained(tmp_path)  # V rows
+    hf_tokenizer(TOK.words[:20]).save_pretrained(tmp_path)
+    for native in (False, True):
+        policy, tok = load_policy(tmp_path, native=native)
+        assert (tok.vocab_size, policy.vocab_size) == (20, V)
+        out = NativeEngine(policy, tok).generate([[3], [4]], SamplingParams(20), n=50)
+        assert out.response_ids.max() < 20
+    policy, tok = load_policy(tmp_path)
+    out = TransformersEngine(policy, tok).generate([[3]], SamplingParams(9), n=50)
+    assert out.response_ids.max() < 20
+
+
+def test_a_start_token_and_kept_tags(tmp_path):
+    words = [*TOK.words, "<s>", "<answer>", "</answer>"]
+    special = {"additional_special_tokens": ["<answer>", "</answer>"]}
+    inner = hf_tokenizer(words, bos_token="<s>", **special)
+    text = "w1 <answer> w2 </answer>"
+    plain = HFTokenizer(inner)
+    assert plain.decode(plain.encode(text)) == "w1 w2"
+    assert plain.encode("w1") == [3]
+    hf("llama").save_pretrained(tmp_path)
+    inner.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="has 35 tokens, the model only 32"):
+        NativeEngine(*load_policy(tmp_path))
+    _, tok = load_policy(tmp_path, bos=True, keep=("<answer>", "</answer>"))
+    ids = tok.encode(text)
+    assert ids[0] == words.index("<s>")
+    assert tok.decode([*ids, tok.eos_id, tok.pad_id]) == text
+    inner.chat_template = (
+        "<s>{% for m in messages %}{{ ' ' + m['content'] }}{% endfor %}"
+    )
+    tok = HFTokenizer(inner, bos=True)
+    assert tok.chat("w1") == [words.index("<s>"), 3]  # once
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_settings_of_the_model_do_not_reach_generate(greedy):
+    policy = CausalPolicy(hf("llama"))
+    params = SamplingParams(20, greedy=greedy, seed=3)
+    engine = TransformersEngine(policy, TOK)
+    n = 1 if greedy else 4
+    before = engine.generate(PROMPTS, params, n)
+    config = policy.model.generation_config
+    for name, value in dict(
+        repetition_penalty=1.8, min_p=0.5, temperature=2.0, no_repeat_ngram_size=1
+    ).items():
+        setattr(config, name, value)
+    config.max_new_tokens, config.eos_token_id = 3, 5
+    out = engine.generate(PROMPTS, params, n)
+    assert out.texts == before.texts
+    torch.testing.assert_close(out.logprobs, before.logprobs)
+    if greedy:
+        assert out.texts == NativeEngine(policy, TOK).generate(PROMPTS, params).texts
+        seconds = decoding_seconds(policy, TOK, PROMPTS, params, rounds=1)
+        assert seconds["tokens"][0] == seconds["tokens"][1]
+    assert policy.model.generation_config is config and config.min_p == 0.5
+
+
+def test_generate_never_draws_padding_or_what_is_no_token():
+    few = WordTokenizer(["<pad>", "<eos>", "a", "b", "c"])
+    engine = TransformersEngine(CausalPolicy(hf("llama")), few)
+    for params in (SamplingParams(12), SamplingParams(12, greedy=True)):
+        out = engine.generate([[2], [3, 2]], params, n=1 if params.greedy else 40)
+        drawn = out.response_ids[out.response_mask]
+        assert drawn.max() < 5 and drawn.min() > 0
+
+
+class _Served:
+    "In the place of vllm.LLM: notes what it is asked."
+
+    def __init__(self, **settings):
+        size, self.asked = lambda: V + 3, []
+        config = types.SimpleNamespace(get_vocab_size=size, max_model_len=64)
+        self.llm_engine = types.SimpleNamespace(model_config=config)
+
+    def generate(self, prompts, params, use_tqdm):
+        self.asked += params
+        step = {1: types.SimpleNamespace(logprob=-1.0)}
+        sample = types.SimpleNamespace(token_ids=[1], logprobs=[step])
+        pairs = zip(prompts, params, strict=True)
+        outs = [(p, [sample] * s["n"]) for p, s in pairs]
+        return [types.SimpleNamespace(outputs=o, **p) for p, o in outs]
+
+
+def test_prompts_do_not_share_their_noise_in_vllm(monkeypatch):
+    fake = types.ModuleType("vllm")
+    fake.LLM, fake.SamplingParams = _Served, dict
+    monkeypatch.setitem(sys.modules, "vllm", fake)
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+    engine = VLLMEngine("some/model", TOK)
+    out = engine.generate(PROMPTS, SamplingParams(5, seed=2), n=3)
+    assert len(out) == 3 * len(PROMPTS)
+    seeds = [s["seed"] for s in engine.llm.asked]
+    assert len(set(seeds)) == len(PROMPTS)
+    assert min(abs(a - b) for a in seeds for b in seeds if a != b) > 1000
+    engine.generate(PROMPTS, SamplingParams(5, seed=3), n=3)
+    assert not set(seeds) & {s["seed"] for s in engine.llm.asked[len(PROMPTS) :]}
+    banned = {0, V, V + 1, V + 2}
+    assert all(set(s["logit_bias"]) == banned for s in engine.llm.asked)
+    with pytest.raises(ValueError, match="prompt 1 has 62 tokens; with 5 new ones"):
+        engine.generate([[2], [2] * 62], SamplingParams(5))
+
+
+def falcon_h1():
+    "A model that multiplies its logits after the head and has a recurrent state."
+    sizes = COMMON | dict(lm_head_multiplier=0.3, mamba_d_ssm=32, mamba_n_heads=4)
+    sizes |= dict(mamba_d_head=8, mamba_n_groups=1, mamba_d_state=8, bos_token_id=1)
+    return transformers.FalconH1ForCausalLM(transformers.FalconH1Config(**sizes))
+
+
+def test_models_that_change_their_logits_are_refused():
+    with pytest.raises(ValueError, match="logits of FalconH1ForCausalLM are not those"):
+        CausalPolicy(falcon_h1())
+    capped = transformers.Gemma2Config(**COMMON | dict(final_logit_softcapping=9.0))
+    with pytest.raises(ValueError, match="final_logit_softcapping=9.0"):
+        CausalPolicy(transformers.Gemma2ForCausalLM(capped))
+
+    class Wrapped(type(hf("llama").config)):  # settings one level down
+        def get_text_config(self, **_):
+            return capped
+
+    model = hf("llama")
+    model.config.__class__ = Wrapped
+    with pytest.raises(ValueError, match="final_logit_softcapping=9.0"):
+        CausalPolicy(model)
+    model = hf("gpt2").train()
+    CausalPolicy(model)
+    assert all(m.training for m in model.modules())  # tried without dropout, put back
+
+
+@pytest.mark.parametrize("kind", ["Mamba", "Lfm2"])
+def test_recurrent_models_say_which_engine(kind):
+    sizes = dict(vocab_size=V, hidden_size=32, num_hidden_layers=2)
+    if kind == "Lfm2":
+        sizes = COMMON | dict(layer_types=["conv", "full_attention"])
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    model = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
+    policy = CausalPolicy(model)
+    why = f"{kind}ForCausalLM has a recurrent state.*sample with TransformersEngine"
+    with pytest.raises(ValueError, match=why):
+        NativeEngine(policy, TOK).generate([[3]], SamplingParams(4))
+    out = TransformersEngine(policy, TOK).generate([[3, 4]], SamplingParams(4), n=2)
+    assert len(out.texts) == 2
+
+
+def masked_hf(kind: str):
+    sizes = dict(vocab_size=V, hidden_size=32, num_hidden_layers=2)
+    sizes |= dict(num_attention_heads=4, intermediate_size=48)
+    if kind == "DistilBert":
+        sizes = dict(vocab_size=V, dim=32, n_layers=2, n_heads=4, hidden_dim=48)
+    if kind == "ModernBert":
+        sizes |= dict(pad_token_id=0, bos_token_id=1, eos_token_id=1)
+        sizes |= dict(cls_token_id=1, sep_token_id=1)
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return getattr(transformers, f"{kind}ForMaskedLM")(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "DistilBert", "ModernBert"])
+def test_masked_policy_of_a_hugging_face_model(kind):
+    model = masked_hf(kind)
+    ids, mask = pad_rows(PROMPTS, 0, "right")
+    ids = ids.masked_fill(torch.arange(14) % 3 == 1, 2)
+    policy = MaskedPolicy(model, mask_id=2, forbid_mask=False)
+    with torch.no_grad():
+        want = model(input_ids=ids, attention_mask=mask.long()).logits
+        torch.testing.assert_close(policy(ids, mask)[mask], want[mask])
+    policy = MaskedPolicy(model, mask_id=2)
+    logp = policy(ids, mask)[mask].log_softmax(-1)
+    assert (logp[:, 2] == -torch.inf).all() and logp[:, 3:].isfinite().all()
+    assert policy.max_length >= 512
+    logp[:, 3].sum().backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    assert len(grads) > 10 and all(g.isfinite().all() for g in grads)
+
+
+def test_the_mask_has_no_probability_in_the_loss():
+    from rlpapers.llm.logprob import token_stats
+
+    model = TinyTransformer(vocab_size=V, causal=False, seed=2)
+    ids = torch.tensor([[5, 2, 7, 2, 9]])
+    labels = torch.tensor([6, 8])
+    for policy in (MaskedPolicy(model, 2), MaskedPolicy(masked_hf("Bert"), 2)):
+        hidden = policy.hidden_at(ids, None, ids == 2)
+        weight, bias = policy.head
+        stats = token_stats(hidden, weight, labels, bias=bias)
+        allowed = policy.logits(hidden)[:, torch.arange(V) != 2].log_softmax(-1)
+        want = allowed[[0, 1], labels - 1]
+        torch.testing.assert_close(stats.logprob, want, atol=1e-5, rtol=0)
+        want = -(allowed.exp() * allowed).sum(-1)
+        torch.testing.assert_close(stats.entropy, want, atol=1e-5, rtol=0)
+
+
+def test_causal_models_are_masked_policies_only_when_they_look_everywhere():
+    model, ids = hf("llama"), torch.tensor([[5, 2, 7, 2, 9, 4]])
+    with pytest.raises(ValueError, match="is causal, .* give everywhere=True"):
+        MaskedPolicy(model, mask_id=2)
+    with pytest.raises(TypeError, match="got Linear"):
+        MaskedPolicy(torch.nn.Linear(2, 2), mask_id=0)
+    policy = MaskedPolicy(model, mask_id=2, everywhere=True)
+    (a, am), (b, bm) = (pad_rows(PROMPTS, 0, s) for s in ("left", "right"))
+    changed = ids.clone()
+    changed[0, 5] = 6
+    with torch.no_grad():
+        x, y = policy.hidden(a, am)[am], policy.hidden(b, bm)[bm]
+        torch.testing.assert_close(x, y, atol=2e-5, rtol=1e-4)
+        assert (policy(ids) - policy(changed))[0, 0, 3:].abs().max() > 1e-4
+
+
+# Numbers that are broken
+
+
+@pytest.mark.parametrize("name", ["tiny", "llama", "gpt2"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_broken_weights_are_refused_by_the_sampler(name, value):
+    policy = tiny() if name == "tiny" else CausalPolicy(hf(name))
+    with torch.no_grad():
+        policy.head[0][7] = value
+    for graphs in ("auto", "fixed"):
+        engine = NativeEngine(policy, TOK, graphs=graphs)
+        for greedy in (True, False):
+            for params in (SamplingParams(4, greedy=greedy), SamplingParams(1)):
+                with pytest.raises(
+                    ValueError, match="logits are not finite, or forbid"
+                ):
+                    engine.generate(PROMPTS, params, n=1)
+
+
+def test_a_sum_that_falls_draws_no_forbidden_token():
+    g = torch.Generator().manual_seed(0)
+    probs = torch.rand(2000, V, generator=g) * (torch.rand(2000, V, generator=g) < 0.4)
+    probs[:, 5] += 0.1
+    total = probs.cumsum(1)
+    total += 0.02 * torch.randn(total.shape, generator=g)  # far from monotone
+    total[:, -1] = total.max(1).values
+    u = torch.rand(2000, generator=g)
+    drawn = lambda rising: probs.gather(1, _draw(probs, total, u, rising))
+    assert (drawn(True) == 0).any()  # the sum is bad enough
+    assert (drawn(False) > 0).all()
+    z = probs.log()
+    tokens, logp, _ = sample_tokens(z, u, SamplingParams(1))
+    assert (probs.gather(1, tokens[:, None]) > 0).all() and logp.isfinite().all()
 
 
 # Identities of the model

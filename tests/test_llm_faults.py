@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 
-from rlpapers.llm.custom import FunctionReward, WeightedSum, WorkerReward
+from rlpapers.llm.custom import Cached, FunctionReward, WeightedSum, WorkerReward
 from rlpapers.llm.engines import TransformersEngine
 from rlpapers.llm.evaluation import evaluate
-from rlpapers.llm.hub import load_policy, load_tokenizer
+from rlpapers.llm.hub import load_policy, load_tokenizer, look_into
 from rlpapers.llm.mod10 import Mod10Questions, Mod10World
 from rlpapers.llm.models import CausalPolicy
 from rlpapers.llm.native import NativeEngine
@@ -19,11 +19,12 @@ from rlpapers.llm.rewards import (
     MathVerify,
     RewardBatch,
     RewardError,
+    TaskReward,
     arithmetic,
     checked,
 )
 from rlpapers.llm.sampling import SamplingParams
-from rlpapers.llm.tasks import GymTask, Problem, ProblemList, between
+from rlpapers.llm.tasks import GymTask, Problem, ProblemList, between, huge_power
 from rlpapers.llm.tokenization import BPETokenizer, HFTokenizer, WordTokenizer
 from rlpapers.llm.transformer import TinyTransformer
 
@@ -105,6 +106,18 @@ def test_code_of_a_model_folder_is_never_run(tmp_path):
     with pytest.raises(ValueError, match="no causal model can be read"):
         load_policy(tmp_path)
     assert not touched.exists()
+
+
+def test_safetensors_count_more_than_a_gguf_file_beside_them(tmp_path):
+    assert look_into_with(tmp_path, "a.gguf") == "a.gguf"
+    assert look_into_with(tmp_path, "config.json") == "a.gguf"
+    assert look_into_with(tmp_path, "model.safetensors") is None
+    assert look_into_with(tmp_path, "b.gguf") is None
+
+
+def look_into_with(folder, name):
+    (folder / name).write_text("")
+    return look_into(folder)
 
 
 # Tokenizers
@@ -377,6 +390,101 @@ def rng(seed):
     return np.random.default_rng(seed)
 
 
+def test_bounds_of_a_task_reward_can_be_asked_for():
+    class Signed:
+        def sample(self, rng):
+            return Problem("?", "")
+
+        def score(self, text, problem):
+            return -1.0
+
+    batch = batch_of("a", "b")
+    why = "gave -1, outside .*bounds= of the reward, and reward_range= of TrainerConfig"
+    with pytest.raises(RewardError, match=why):
+        TaskReward(Signed())(batch)
+    assert TaskReward(Signed(), bounds=(-1, 1))(batch).tolist() == [-1.0, -1.0]
+    assert TaskReward(Signed(), bounds=None)(batch).tolist() == [-1.0, -1.0]
+
+
+def test_a_cached_reward_sees_the_meta_of_a_problem():
+    import numpy as np
+
+    def level(text, problem):
+        return float(np.sum(problem.meta["x"])) / 10
+
+    cached = Cached(FunctionReward(level))
+    big = [np.zeros(5000) for _ in range(2)]
+    big[1][2500] = 1  # numpy's own text of it leaves the middle out
+    stories = [WORLD.story(rng(i)) for i in range(2)]
+    for metas, want, hits in (
+        ([{"x": 0}, {"x": 1}, {"x": 0}], [0, 0.1, 0], 1),
+        ([{"x": b} for b in (*big, big[0])], [0, 0.1, 0], 1),
+        ([{"x": 1, "s": s} for s in (*stories, stories[0])], [0.1] * 3, 1),
+        ([{"x": 1, "s": object()}] * 3, [0.1] * 3, 0),
+        ([{"x": 1, (1, 2): 3}] * 2, [0.1] * 2, 0),
+    ):
+        before = cached.hits
+        out = [cached(RewardBatch(["a"], [Problem("q", "", m)])).item() for m in metas]
+        assert out == pytest.approx(want) and cached.hits - before == hits
+
+
+# Many answers that hang
+
+
+def test_a_batch_of_answers_that_hang_has_a_budget(awkward):
+    reward = awkward("hangs", seconds=0.2, budget=2.0, on_error="zero")
+    reward(batch_of("a"))  # started
+    start = time.monotonic()
+    with pytest.warns(UserWarning, match="'hangs': .* of 512 answers were not checked"):
+        scores = reward(batch_of("a", *["hang"] * 511))
+    assert time.monotonic() - start < 30
+    assert scores.tolist() == [1.0] + [0.0] * 511
+    assert reward.failures["time"] + reward.failures["budget"] == 511
+    assert 1 <= reward.failures["time"] <= 10
+    strict = awkward("hangs", seconds=0.2, budget=0.0)
+    why = "'hangs' had spent the 0 s for a batch, sample 0"
+    with pytest.raises(RewardError, match=why):
+        strict(batch_of("a"))
+
+
+def test_checkers_of_math_and_gym_have_a_budget():
+    pytest.importorskip("math_verify")
+    pytest.importorskip("reasoning_gym")
+    reward = MathVerify(budget=0.0)
+    with pytest.warns(UserWarning, match="reward 'math': 2 of 2 answers were not"):
+        assert reward(batch_of("7", "7")).tolist() == [0.0, 0.0]
+    assert reward.failures == {"budget": 2}
+    task = GymTask("chain_sum", budget=0.0)
+    text = f"<answer>{task.problem(0).answer}</answer>"
+    with pytest.warns(UserWarning, match="chain_sum: 3 of 3 answers were not checked"):
+        assert task.score_many([text] * 3, [task.problem(0)] * 3) == [0.0] * 3
+    reward.pool.close(), task.pool.close()
+
+
+def test_towers_of_powers_are_refused_before_they_are_computed():
+    pytest.importorskip("math_verify")
+    reward = MathVerify(seconds=5.0)
+    reward(batch_of("$7$"))  # started
+    pid = reward.pool._free.get()
+    reward.pool._free.put(pid)
+    process, start = pid.process.pid, time.monotonic()
+    towers = ["9**9**9**9", "$9^{9^{9^{9}}}$", "\\boxed{(9^{9})^{9^9}}", "2^{-9^{9}}"]
+    right = "of $7^{7^{7^7}}$ the last digit is \\boxed{7}"
+    scores = reward(batch_of(*towers * 32, right)).tolist()
+    assert scores == [0.0] * 128 + [1.0] and time.monotonic() - start < 30
+    assert reward.failures == {"error": 128} and pid.process.pid == process
+    reward.pool.close()
+
+
+@pytest.mark.parametrize("text", ["2^{2024}-1", "7^{7^2}", "x^{2^{10}}", "10^{-12}"])
+def test_powers_that_can_be_computed_are(text):
+    pytest.importorskip("math_verify")
+    assert not huge_power(text)
+    reward = MathVerify()
+    assert reward(batch_of(f"${text}$", answer=f"${text}$")).tolist() == [1.0]
+    reward.pool.close()
+
+
 # Answers that attack
 
 ATTACKS = [
@@ -482,3 +590,21 @@ def test_a_checker_that_takes_every_text_is_not_believed():
     texts = [f"<answer>{t}</answer>" for t in ("True", "no idea", "False", " false ")]
     assert task.score_many(texts, [problem] * 4) == [0.0, 0.0, 1.0, 1.0]
     task.pool.close()
+
+
+# Numbers that claim too much
+
+
+@pytest.mark.parametrize(("score", "right"), [(1.0, 30), (0.0, 0)])
+def test_thirty_of_thirty_is_not_certain(score, right):
+    import numpy as np
+
+    from rlpapers.core.stats import wilson
+    from rlpapers.llm.evaluation import Evaluation
+
+    scores = np.full((30, 4), score)
+    out = Evaluation(scores, scores, 1.0, ["a"] * 120)
+    want = wilson(right, 30)
+    for found in (out.accuracy, out.pass_at(2)):
+        assert found.low == pytest.approx(want.low, abs=1e-9)
+        assert found.high == pytest.approx(want.high, abs=1e-9)

@@ -11,11 +11,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rlpapers.llm.advantages import group_relative, leave_one_out
+from rlpapers.llm.advantages import (
+    frac_zero_variance,
+    group_relative,
+    leave_one_out,
+    mixed_groups,
+)
 from rlpapers.llm.entropy import TokenSet, entropy_from_logits, row_stats
 from rlpapers.llm.fused import fused_policy_loss
 from rlpapers.llm.logprob import token_stats
-from rlpapers.llm.losses import PolicyLossConfig, policy_loss
+from rlpapers.llm.losses import PolicyLossConfig, kl_estimate, policy_loss, surrogate
 
 
 def reference_clamped(z, removed):
@@ -360,7 +365,7 @@ def test_a_mixture_has_the_gradient_of_its_parts():
 @pytest.mark.parametrize("kind", ["ppo_clip", "gspo", "cispo", "reinforce"])
 def test_losses_written_out(agg, kind):
     rng = np.random.default_rng(1)
-    lp, old = -rng.random((4, 5)), -rng.random((4, 5))
+    lp, old = -rng.random((4, 5)), -4 * rng.random((4, 5))
     adv, mask = rng.normal(size=4), np.arange(5) < np.array([[5], [2], [1], [3]])
     rows = []
     for i in range(4):
@@ -374,7 +379,8 @@ def test_losses_written_out(agg, kind):
                 row.append(min(max(r, 0.8), 1.2) * adv[i] * lp[i, t])
             else:
                 r = s if kind == "gspo" else r
-                row.append(ppo_reference(math.log(r), 0.0, adv[i], 0.2, 0.2, 3.0))
+                dual = math.inf if kind == "gspo" else 3.0  # which it has not
+                row.append(ppo_reference(math.log(r), 0.0, adv[i], 0.2, 0.2, dual))
         rows.append(row)
     want = {
         "token": np.sum([sum(r) for r in rows]) / mask.sum(),
@@ -384,6 +390,127 @@ def test_losses_written_out(agg, kind):
     c = PolicyLossConfig(kind, agg=agg, length=10)
     loss, _ = policy_loss(*map(torch.tensor, (lp, old, adv, mask)), c)
     assert loss.item() == pytest.approx(-want, abs=1e-6)
+
+
+KINDS = ["ppo_clip", "gspo", "cispo", "reinforce"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("pad", [-1000.0, -math.inf, math.nan])
+def test_what_does_not_count_has_no_gradient(kind, pad):
+    grads = []
+    for old in (pad, -3.0):
+        lp = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
+        there = torch.tensor([[-1.1, -2.0, old]])
+        mask, A = torch.tensor([[True, True, False]]), torch.tensor([1.0])
+        loss, m = policy_loss(lp, there, A, mask, PolicyLossConfig(kind))
+        (d,) = torch.autograd.grad(loss, lp)
+        grads.append((loss.item(), d.tolist(), m))
+    assert grads[0] == grads[1] and grads[0][1][0][2] == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("A", [1.0, -1.0])
+@pytest.mark.parametrize("far", [100.0, -100.0])
+def test_a_ratio_beyond_all_bounds(kind, A, far):
+    lp = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
+    old = torch.tensor([[-1.0, -2.0, -3.0 - far]])
+    c = PolicyLossConfig(kind, dual_clip=None)
+    loss, m = policy_loss(lp, old, torch.tensor([A]), torch.ones(1, 3).bool(), c)
+    (d,) = torch.autograd.grad(loss, lp)
+    assert math.isfinite(loss.item()) and torch.isfinite(d).all()
+    assert all(map(math.isfinite, m.values()))
+    if kind == "gspo":
+        return
+    h = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    w = torch.randn(9, 4, generator=torch.Generator().manual_seed(1))
+    h, w, labels = h.requires_grad_(), w.requires_grad_(), torch.tensor([1, 2, 3])
+    now = token_stats(h, w, labels).logprob.detach()
+    there = now - torch.tensor([0.0, 0.0, far])
+    out = fused_policy_loss(
+        h, w, labels, there, torch.full((3,), A), torch.ones(3).bool(), loss=c
+    )
+    assert all(torch.isfinite(x).all() for x in torch.autograd.grad(out.loss, (h, w)))
+    assert all(map(math.isfinite, out.metrics.values()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.double])
+def test_groups_do_not_measure_each_other(dtype):
+    r = torch.tensor([0.0, 1, 0, 1, 0, 1e6], dtype=dtype)
+    for scale in ("std", "none", "max"):
+        whole = group_relative(r, 2, scale)
+        alone = [group_relative(r[i : i + 2], 2, scale) for i in (0, 2, 4)]
+        assert torch.equal(whole, torch.cat(alone)) and (whole != 0).all()
+    assert (leave_one_out(r, 2) != 0).all()
+    few = torch.tensor([0.0, 1, 0, 0], dtype=dtype)
+    for size in (1.0, 1e-3, 1e-6, 1e-15):
+        got = group_relative(few * size, 4, eps=0)
+        torch.testing.assert_close(got, group_relative(few, 4, eps=0))
+        assert (leave_one_out(few * size, 4) != 0).all()
+    assert mixed_groups(few * 1e-20, 4).all()
+
+
+def test_rounding_is_no_difference():
+    r = torch.tensor([0.1 + 0.2, 0.3, 0.3], dtype=torch.double)
+    assert r[0] != r[1]
+    for f in (group_relative, leave_one_out):
+        assert (f(r, 3) == 0).all()
+    assert not mixed_groups(r, 3).any() and frac_zero_variance(r, 3) == 1
+    for n in (3, 64, 1000):  # the mean of many equal numbers is rounded too
+        r = torch.full((n,), 0.1)
+        assert (group_relative(r, n) == 0).all() and (leave_one_out(r, n) == 0).all()
+
+
+def test_gradients_of_divergence_estimates():
+    g = torch.Generator().manual_seed(0)
+    q = torch.randn(6, generator=g, dtype=torch.double).log_softmax(0)
+    z = torch.randn(6, generator=g, dtype=torch.double, requires_grad=True)
+    lp = z.log_softmax(0)
+    grad = lambda x: torch.autograd.grad(x, z, retain_graph=True)[0]
+    of = lambda k: grad((lp.exp().detach() * kl_estimate(lp, q, k)).sum())
+    forward, back = (lp.exp() * (lp - q)).sum(), (q.exp() * (q - lp)).sum()
+    want = {"k1": torch.zeros_like(z), "k2": grad(forward), "k3": grad(back)}
+    for k, w in want.items():
+        torch.testing.assert_close(of(k), w, atol=1e-12, rtol=0)
+    assert (want["k2"] - want["k3"]).abs().max() > 0.01
+
+
+def test_gspo_has_no_dual_clip():
+    lp, one = torch.full((1, 4), -1.0), torch.ones(1, 4).bool()
+    old = lp - math.log(5)
+    for dual in (3.0, None):
+        c = PolicyLossConfig("gspo", dual_clip=dual)
+        loss, m = policy_loss(lp, old, torch.tensor([-1.0]), one, c)
+        assert loss.item() == pytest.approx(5.0) and m["clip_frac"] == 0
+    c = PolicyLossConfig("ppo_clip")
+    assert surrogate(lp, old, -one.float(), c, one).mean().item() == pytest.approx(-3)
+
+
+def test_clips_are_counted_where_they_act():
+    lp, old = torch.tensor([[-1.0, -1.0]]), torch.tensor([[-1.5, -0.5]])
+    one = torch.ones(1, 2).bool()
+    of = lambda kind, A, old=old, **kw: policy_loss(
+        lp, old, torch.tensor([A]), one, PolicyLossConfig(kind, **kw)
+    )[1]
+    for A in (1.0, -1.0):
+        m = of("gspo", A)  # the ratio of the response is one
+        assert (m["clip_frac"], m["ratio_max"]) == (0.0, 1.0) and m["approx_kl"] > 0.1
+        assert of("cispo", A)["clip_frac"] == 1.0  # both, whatever the sign
+        assert of("cispo", A, eps_low=1.0)["clip_frac"] == 0.5
+        assert of("ppo_clip", A)["clip_frac"] == 0.5
+    far = lp - 0.3
+    assert (
+        of("gspo", 1.0, far)["clip_frac"] == 1
+        and not of("gspo", -1.0, far)["clip_frac"]
+    )
+
+
+@pytest.mark.parametrize(
+    "bad", [dict(agg="mean"), dict(agg="constant"), dict(agg="constant", length=0)]
+)
+def test_averages_that_cannot_be(bad):
+    with pytest.raises(ValueError, match="got"):
+        PolicyLossConfig(**bad)
 
 
 RANKS = """

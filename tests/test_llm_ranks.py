@@ -33,7 +33,9 @@ def start(script, *args, ranks=2):
 
 def run(kind, micro, folder):
     "One update, of a process or of two; what rank 0 wrote."
-    start("llm_ranks.py", kind, micro, folder, ranks=1 + (kind != "single"))
+    start(
+        "llm_ranks.py", kind, micro, folder, ranks=1 + (not kind.startswith("single"))
+    )
     return load_state(folder / kind)
 
 
@@ -60,6 +62,34 @@ def test_two_ranks_make_the_update_of_one(kind, micro, tmp_path):
         torch.testing.assert_close(
             a[i]["exp_avg"], b[i]["exp_avg"], atol=1e-6, rtol=1e-4
         )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sum0", "fsdp0"])
+def test_a_rank_without_decisions_that_count(kind, tmp_path):
+    one, two = run("single0", 22, tmp_path), run(kind, 22, tmp_path)
+    assert two["tokens"] == [0.0, 20.0] and one["tokens"] == 20.0
+    for step in ("once", "twice", "third"):
+        for k, v in one[step].items():
+            torch.testing.assert_close(two[step][k], v, atol=1e-6, rtol=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["sum16", "fsdp16"])
+def test_two_ranks_in_sixteen_bits(kind, tmp_path):
+    "The float32 copies move as those of one process."
+    one, two = run("single16", 22, tmp_path), run(kind, 22, tmp_path)
+    assert len(one["masters"]) == len(two["masters"]) > 0
+    gap = torch.cat(
+        [
+            (a - b).abs().flatten()
+            for a, b in zip(one["masters"], two["masters"], strict=True)
+        ]
+    )
+    assert float(gap.mean()) < 2e-6  # of two steps of 1e-5
+    for k, v in one["third"].items():
+        assert v.dtype == torch.bfloat16
+        assert float((two["third"][k] != v).float().mean()) < 0.1
 
 
 @pytest.mark.slow

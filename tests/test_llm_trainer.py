@@ -1,6 +1,7 @@
 """The learner and the trainer: faults, stops, resumes, pieces and ranks."""
 
 import dataclasses
+import json
 import math
 import os
 import signal
@@ -38,7 +39,8 @@ from rlpapers.llm.learner import (
 )
 from rlpapers.llm.logprob import token_stats
 from rlpapers.llm.losses import PolicyLossConfig, policy_loss
-from rlpapers.llm.trainer import Stopped, TrainerConfig
+from rlpapers.llm.sampling import SamplingParams
+from rlpapers.llm.trainer import JsonlLog, RLTrainer, Stopped, TrainerConfig
 
 HERE = Path(__file__).parent
 
@@ -48,11 +50,13 @@ class Toy(nn.Module):
 
     def __init__(self, V=30, D=8):
         super().__init__()
+        self.seen = 0  # rows that went through it
         g = torch.Generator().manual_seed(0)
         draw = lambda *s: nn.Parameter(torch.randn(*s, generator=g))
         self.embed, self.out = draw(V, D), draw(V, D)
 
     def hidden(self, ids, mask):
+        self.seen += len(ids)
         return torch.tanh(self.embed[ids])
 
     @property
@@ -222,6 +226,7 @@ def test_a_state_does_not_change_after_it_was_taken():
         (dict(learner=LearnerConfig(lr=1e-3, minibatches=2)), "learner.lr"),
         (dict(loss=PolicyLossConfig(eps_high=0.28)), "loss.eps_high"),
         (dict(regularizers=[EntropyBonus(0.1)]), "regularizers"),
+        (dict(stop_ids=(5,)), "stop_ids"),
     ],
 )
 def test_other_settings_are_refused(tmp_path, change, key):
@@ -767,6 +772,343 @@ def test_grpo_on_policy_is_reinforce():  # rlpt 4
     (-(lp * d.flat(d.advantage)).mean()).backward()
     plain = torch.cat([p.grad.flatten() for p in t.policy.parameters()])
     torch.testing.assert_close(plain, grads[0], atol=1e-6, rtol=1e-4)
+
+
+# Weights in 16 bits
+
+
+def rounded(dtype):
+    "A policy whose weights are numbers of bfloat16."
+    policy = Toy()
+    with torch.no_grad():
+        for p in policy.parameters():
+            p.mul_(0.02).copy_(p.bfloat16())
+    return policy.to(dtype)
+
+
+@pytest.mark.parametrize("micro", [0, 11])
+@pytest.mark.parametrize("fused", [True, False])
+def test_sixteen_bits_learn_as_thirty_two(fused, micro):  # 50 steps of 1e-6
+    ends = {}
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        policy, start = rounded(dtype), rounded(torch.float32)
+        config = LearnerConfig(lr=1e-6, fused=fused, micro_tokens=micro)
+        learner = Learner(policy, config=config)
+        for k in range(50):
+            learner.update(decisions(), k)
+        pairs = zip(learner.masters.weights, start.parameters(), strict=True)
+        ends[dtype] = torch.cat([(w - p).detach().flatten() for w, p in pairs])
+        for p, w in zip(policy.parameters(), learner.masters.weights, strict=True):
+            assert p.dtype == dtype and torch.equal(p, w.to(dtype))
+            assert w.dtype == torch.float32 and w.grad is None and p.grad is None
+        assert (w is p) == (dtype == torch.float32)
+    far = float(ends[torch.float32].abs().mean())
+    assert 3e-5 < far < 6e-5
+    for x in (ends[torch.bfloat16], ends[torch.float16]):
+        assert float(x.abs().mean()) == pytest.approx(far, rel=0.02)
+        assert float((x - ends[torch.float32]).abs().mean()) < 0.1 * far
+
+
+def test_masters_are_resumed_and_follow_the_policy():
+    config = LearnerConfig(lr=1e-5)
+    a = Learner(rounded(torch.bfloat16), config=config)
+    for k in range(5):
+        a.update(decisions(), k)
+    b = Learner(rounded(torch.bfloat16), config=config)
+    b.policy.load_state_dict(a.policy.state_dict())
+    b.load_state_dict(a.state_dict())
+    for k in range(5, 8):
+        assert a.update(decisions(), k) == b.update(decisions(), k)
+    assert same(a.policy, b.policy)
+    assert all(map(torch.equal, a.masters.weights, b.masters.weights))
+    with torch.no_grad():
+        a.policy.out.fill_(0.25)  # weights from elsewhere are kept
+    a.update(decisions(), 9)
+    assert (a.policy.out.float() - 0.25).abs().max() < 1e-2
+    state = Learner(Toy()).state_dict()
+    assert state["masters"] == []
+    b.load_state_dict(state | {"optimizer": b.optimizer.state_dict()})
+    pairs = zip(b.policy.parameters(), b.masters.weights, strict=True)
+    assert all(torch.equal(p.float(), w) for p, w in pairs)
+    wide = Learner(Toy(), config=config)
+    with pytest.raises(ValueError, match="2 float32 copies, the learner 0"):
+        wide.load_state_dict(a.state_dict())
+    off = Learner(rounded(torch.bfloat16), config=LearnerConfig(masters=False))
+    assert not off.masters.copies and off.update(decisions())["grad_norm"] > 0
+
+
+def test_a_run_in_sixteen_bits_resumes_bit_for_bit(tmp_path):
+    def run(folder=None):
+        t = made(folder, learner=LearnerConfig(lr=1e-4, minibatches=2))
+        t.policy.bfloat16()
+        t.learner = Learner(
+            t.policy, t.learner.loss, t.learner.regularizers, t.learner.config, 1
+        )
+        return t
+
+    whole, part = run(), run(tmp_path)
+    log = whole.train(5)
+    part.train(2)
+    part.save()
+    again = run(tmp_path)
+    assert again.resume() and again.train(5) == log[2:]
+    assert same(again.policy, whole.policy)
+    assert all(
+        map(torch.equal, again.learner.masters.weights, whole.learner.masters.weights)
+    )
+
+
+# Dropout
+
+
+def test_dropout_is_off_in_an_update():
+    hf = pytest.importorskip("transformers")
+    from rlpapers.llm.decisions import causal_decisions
+    from rlpapers.llm.models import CausalPolicy
+    from rlpapers.llm.native import NativeEngine
+
+    torch.manual_seed(0)
+    config = hf.GPT2Config(
+        vocab_size=90, n_embd=32, n_layer=2, n_head=4, n_positions=64,
+        bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+    assert config.resid_pdrop == 0.1
+    for checkpointing in (False, True):
+        model = hf.GPT2LMHeadModel(config)
+        with torch.no_grad():
+            for p in model.parameters():
+                if p.ndim > 1:
+                    p.mul_(4)
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        policy = CausalPolicy(model.train())
+        engine = NativeEngine(policy, WORLD.tokenizer)
+        batch = engine.generate([[5, 6, 7], [8, 9, 10]], SamplingParams(16, seed=3), 8)
+        d = causal_decisions(batch, torch.randn(16))
+        m = Learner(policy, config=LearnerConfig(lr=1e-9)).update(d)
+        assert m["clip_frac"] == 0 and m["ratio_max"] == pytest.approx(1, abs=1e-3)
+        assert all(x.training for x in policy.modules())  # as it was
+        kl = KLPenalty(CausalPolicy(hf.GPT2LMHeadModel(config).train()))
+        assert not any(x.training for x in kl.reference.modules())
+
+
+# Rows, ranks
+
+
+def test_rows_that_do_not_count_cost_nothing():
+    d = decisions(9)
+    some = torch.tensor([1, 4, 5])
+    counts = torch.zeros_like(d.counts)
+    counts[some] = d.counts[some]
+    less = dataclasses.replace(d, counts=counts)
+    for agg in ("token", "sequence", "constant"):
+        grads = []
+        for batch in (less, d.rows(some)):
+            policy = Toy()
+            Learner(policy, PolicyLossConfig(agg=agg, length=5))._pieces(batch)
+            assert policy.seen == 3
+            grads.append(policy.out.grad)
+        torch.testing.assert_close(*grads, atol=1e-7, rtol=1e-6)
+    names = torch.arange(9) + 20
+    bad = less.rows(torch.arange(9))
+    with torch.no_grad():
+        broken = Toy()
+        broken.embed[bad.ids[4, 0]] = torch.nan
+    with pytest.raises(TrainingError, match=r"rows \[.*24"):
+        Learner(broken)._pieces(bad, names)
+
+
+EDGES = """
+import datetime, sys, torch
+sys.path.insert(0, sys.argv[3])
+import dataclasses
+from test_llm_trainer import Toy, decisions
+from rlpapers.llm.distributed import RankError
+from rlpapers.llm.learner import Learner, LearnerConfig, TrainingError
+rank = int(sys.argv[1])
+torch.distributed.init_process_group(
+    "gloo", "file://" + sys.argv[2], rank=rank, world_size=2,
+    timeout=datetime.timedelta(seconds=20),
+)
+def ends(f):
+    try:
+        return f()
+    except Exception as e:
+        return type(e).__name__
+# no row of rank 1 counts
+d = decisions(6)
+part = d.rows(torch.arange(3) + 3 * rank)
+if rank:
+    part = dataclasses.replace(part, counts=part.counts & False)
+a = Learner(Toy(), config=LearnerConfig(lr=0.01, minibatches=3))
+m = a.update(part)
+assert m["grad_norm"] > 0 and m["policy_loss"] != 0, m
+if rank == 0:
+    b = Learner(Toy(), config=LearnerConfig(lr=0.01, minibatches=3))
+    b.ranks.on = False
+    n = b.update(part)
+    assert all(abs(m[k] - n[k]) < 1e-5 for k in n), (m, n)
+    for p, q in zip(a.parameters, b.parameters, strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
+# more minibatches than rank 1 has rows
+few = Learner(Toy(), config=LearnerConfig(minibatches=3))
+out = [ends(lambda: few.update(decisions(6 - 4 * rank)))]
+# a row of rank 1 without finite states, or log-probabilities
+net = Toy()
+if rank:
+    with torch.no_grad():
+        net.embed[3] = torch.nan
+out.append(ends(lambda: Learner(net).update(decisions(20))))
+bad = decisions(6)
+if rank:
+    bad.logprob_old[2] = float("nan")
+out.append(ends(lambda: Learner(Toy()).update(bad)))
+# a reward that fails on rank 1
+from llm_run import made
+t = made()
+given = t.reward
+def reward(batch):
+    if rank:
+        raise OSError("the judge is gone")
+    return given(batch)
+t.reward = reward
+out.append(ends(lambda: t.train(1)))
+assert t.learner.ranks.sum(1.0) == 2
+print(*out)
+"""
+
+
+def test_two_ranks_stop_together(tmp_path):
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    pair = [
+        subprocess.Popen(
+            [sys.executable, "-c", EDGES, str(r), str(tmp_path / "meet"), str(HERE)],
+            env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for r in range(2)
+    ]  # fmt: skip
+    want = [
+        "ValueError RankError RankError RankError",
+        "ValueError TrainingError TrainingError OSError",
+    ]
+    for p, line in zip(pair, want, strict=True):
+        out, err = p.communicate(timeout=120)
+        assert out.strip() == line, err[-1500:]
+
+
+# The trainer's edges
+
+
+def test_encode_and_stop_ids_reach_the_sampler():
+    t = made()
+    seen, inner = [], t.engine.generate
+
+    def generate(prompts, params, n):
+        seen.append((prompts, params))
+        return inner(prompts, params, n)
+
+    t.engine.generate = generate
+    t.encode = lambda text: [7, *WORLD.tokenizer.encode(text)]
+    t.config = dataclasses.replace(t.config, stop_ids=(5, 6))
+    problems = t.problems(0)
+    t.train(1)
+    prompts, params = seen[0]
+    assert prompts == [[7, *WORLD.tokenizer.encode(p.prompt)] for p in problems]
+    assert params.stop_ids == (5, 6)
+    assert (
+        RLTrainer(t.policy, t.engine, t.tokenizer, t.task, t.reward, encode=list).encode
+        is list
+    )
+
+
+def test_parts_made_for_others_are_refused():
+    t = made()
+    parts = t.policy, t.engine, t.tokenizer
+    with pytest.raises(TypeError, match="called with one RewardBatch.*b.problems"):
+        RLTrainer(*parts, t.task, lambda prompts, completions, **kw: [1.0])
+    with pytest.raises(TypeError, match="must hold Problem.*got a dict"):
+        RLTrainer(*parts, [dict(prompt="x")], t.reward)
+    t.reward = Given([-1.0, 0.0])
+    with pytest.raises(TrainingError, match=r"reward -1.*TrainerConfig\(reward_range="):
+        t.train(1)
+
+
+def test_other_penalties_are_refused(tmp_path):
+    def run(*args):
+        return made(tmp_path, [KLPenalty(made().policy, *args)])
+
+    t = run(0.1)
+    t.train(1)
+    t.save()
+    assert run(0.1).resume()
+    for args in ((50.0,), (0.1, "k2")):
+        with pytest.raises(ValueError, match="other settings: regularizers$"):
+            run(*args).resume()
+    with pytest.raises(ValueError, match="'k1', whose gradient is zero"):
+        run(0.1, "k1")
+    for args in ((0.1, "k4"), (-1.0,), (math.nan,)):
+        with pytest.raises(ValueError, match="got"):
+            run(*args)
+
+
+def test_a_log_has_each_step_once(tmp_path):
+    def run(log):
+        t = made(tmp_path, save_every=2)
+        t.callbacks.append(JsonlLog(log))
+        return t
+
+    a = tmp_path / "deep" / "a.jsonl"
+    whole = run(a).train(6)
+    read = lambda p: [json.loads(x) for x in p.read_text().splitlines()]
+    assert read(a) == whole
+
+    (tmp_path / "checkpoint.json").unlink()
+    b = tmp_path / "b.jsonl"
+    t = run(b)
+    t.callbacks.append(lambda t, m: 1 / (m["step"] < 3))  # dies before saving step 4
+    with pytest.raises(ZeroDivisionError):
+        t.train(6)
+    assert len(read(b)) == 4
+    b.write_text(b.read_text() + '{"step": 4, "re')
+    t = run(b)
+    assert t.resume() and t.step_count == 2
+    t.train(6)
+    assert read(b) == whole
+    t.callbacks[-1](t, {"step": 6, "reward": math.nan})
+    assert read(b)[-1] == {"step": 6, "reward": None}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(temperature=0.0), dict(temperature=math.inf), dict(max_new_tokens=0),
+        dict(advantage="foo"), dict(ddof=8), dict(ddof=-1), dict(save_every=-1),
+        dict(eps=-1.0), dict(reward_range=(1.0, 0.0)), dict(seed=-1),
+    ],
+)  # fmt: skip
+def test_settings_of_a_trainer_that_cannot_be(bad):
+    with pytest.raises(ValueError, match="got"):
+        TrainerConfig(**bad)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        dict(micro_tokens=-1), dict(chunk=0), dict(lr_warmup=-1), dict(epochs=0),
+        dict(weight_decay=-0.1), dict(betas=(0.9, 1.0)), dict(betas=(2, 3)),
+        dict(minibatches=0),
+    ],
+)  # fmt: skip
+def test_settings_of_a_learner_that_cannot_be(bad):
+    with pytest.raises(ValueError, match="got"):
+        LearnerConfig(**bad)
+
+
+def test_minibatches_need_rows():
+    learner = Learner(Toy(), config=LearnerConfig(minibatches=9))
+    with pytest.raises(ValueError, match="9 minibatches need .* got 8 on one"):
+        learner.update(decisions(8))
+    assert learner.update(decisions(9))["grad_norm"] > 0
 
 
 def test_settings_that_cannot_be():

@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from .streams import *
     from .training import *
     from .vectors import *
-    from .combinators import *
-    from .proposals import *
     from .senses import *
     from .worlds import *
     from .wrapper import *

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .exact import *
     from .onestate import *
     from .regularizers import *
+    from .trl import AEntGRPOTrainer
 
 _MODULES = {
     "coefficient": "AdaptiveCoefficient",

@@ -12,13 +12,13 @@ import math
 import warnings
 from typing import Any
 
-# %% ../../nbs/aent/02_coefficient.ipynb #1d00b676
+# %% ../../nbs/aent/02_coefficient.ipynb #090287d8
 class AdaptiveCoefficient:
     "Weight of an entropy bonus that keeps the entropy in a band."
 
     def __init__(
         self,
-        init: float,  # lambda_0
+        init: float,  # lambda_0, within the bounds
         low: float,  # H_low, nats per token
         high: float,  # H_high, nats per token
         lr: float,  # beta
@@ -35,6 +35,8 @@ class AdaptiveCoefficient:
             raise ValueError(
                 f"init, lr, warmup and pull must not be negative, got {values}"
             )
+        if not bounds[0] <= init <= bounds[1]:
+            raise ValueError(f"init must lie within bounds {bounds}, got {init}")
         self.init, self.low, self.high, self.lr = init, low, high, lr
         self.bounds, self.warmup, self.pull = tuple(bounds), warmup, pull
         self.value, self.steps, self.stuck = init, 0, 0
@@ -60,7 +62,8 @@ class AdaptiveCoefficient:
         return self.value
 
     def _watch(self, at_bound: bool) -> None:
-        self.stuck = self.stuck + 1 if at_bound else 0
+        free = self.lr > 0 and self.bounds[0] < self.bounds[1]
+        self.stuck = self.stuck + 1 if at_bound and free else 0
         if self.stuck == 51:
             warnings.warn(
                 f"lambda has been at its bound {self.value:g} for more than 50 steps: "

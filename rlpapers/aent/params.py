@@ -59,7 +59,7 @@ class Mdp(Params):
     group: int = P(32, "actions drawn for an update", source=SPEC, ge=2)
     lr: float = P(8.0, "rate of gradient ascent", source=SPEC, gt=0)
 
-# %% ../../nbs/aent/01_params.ipynb #bf0c3844
+# %% ../../nbs/aent/01_params.ipynb #1c32f0fd
 Method = Literal[
     "grpo",
     "clip_higher",
@@ -71,6 +71,14 @@ Method = Literal[
     "clip_cov",
     "kl_cov",
 ]
+
+
+def _boxed(init: float, low: float, high: float) -> None:
+    "The first lambda lies in its box."
+    if not low <= init <= high:
+        raise ValueError(
+            f"box_low <= first lambda <= box_high is needed, got {low}, {init}, {high}"
+        )
 
 
 class _Words(Params):
@@ -102,11 +110,9 @@ class _Words(Params):
 
     @model_validator(mode="after")
     def _band(self):
-        if self.low >= self.high or self.box_low > self.box_high:
-            raise ValueError(
-                f"low < high and box_low <= box_high are needed, got {self.low}, "
-                f"{self.high}, {self.box_low}, {self.box_high}"
-            )
+        if self.low >= self.high:
+            raise ValueError(f"low < high is needed, got {self.low}, {self.high}")
+        _boxed(self.init, self.box_low, self.box_high)
         if self.top_k > self.vocab:
             raise ValueError(f"top_k must be at most vocab, got {self.top_k}")
         return self
@@ -169,6 +175,11 @@ class Smollm(Params):
     micro_tokens: int = P(32_768, "tokens of a piece", source=SPEC, ge=1)
     held_out: int = P(512, "held-out problems", source=SPEC, ge=1)
 
+    @model_validator(mode="after")
+    def _box(self):
+        _boxed(self.coef, self.box_low, self.box_high)
+        return self
+
 
 class Full(Params):
     "The paper's training through TRL (several GPUs)."
@@ -193,6 +204,26 @@ class Full(Params):
     warmup: int = P(30, "steps before lambda moves", source="author config", ge=0)
     clip: float = P(0.2, "clip of the ratio", source="author config", gt=0, lt=1)
     dry_run: bool = P(True, "build every object, train nothing", source=SPEC)
+    instruction: str = P(
+        "", "added to each problem; a chat template may say it already", source=SPEC
+    )
+    vllm: Literal["colocate", "server", "off"] = P(
+        "colocate", "vLLM in the trainers, as a server, or not at all", source=SPEC
+    )
+    vllm_url: str = P("http://localhost:8000", "of the server", source=SPEC)
+    vllm_parallel: int = P(1, "GPUs that share a model in vLLM", source=SPEC, ge=1)
+    save_every: int = P(20, "global steps between checkpoints", source=SPEC, ge=1)
+    trained: str = P(
+        "", "folder of a training to evaluate; empty: train here", source=SPEC
+    )
+    benchmarks: list[str] = P(
+        ["math-hard", "math-500", "aime24", "minerva", "amc23"],
+        "test sets, or parquet files", source="paper; OlympiadBench needs a file",
+    )  # fmt: skip
+    eval_samples: int = P(4, "answers to a test problem", source="author config", ge=1)
+    eval_temperature: float = P(0.6, "of the test", source="author config", gt=0)
+    eval_top_p: float = P(0.95, "of the test", source="author config", gt=0, le=1)
+    eval_top_k: int = P(20, "of the test; 0: off", source="author config", ge=0)
 
     @model_validator(mode="after")
     def _band(self):
@@ -201,6 +232,7 @@ class Full(Params):
                 f"low < high and whole minibatches are needed, got {self.low}, "
                 f"{self.high}, {self.prompts}, {self.minibatch}"
             )
+        _boxed(self.init, self.box_low, self.box_high)
         return self
 
 # %% ../../nbs/aent/01_params.ipynb #13dc436f

@@ -7,8 +7,9 @@ Docs: https://rlpapers.github.io/rlpapers/aent/regularizers.html.md"""
 # %% auto #0
 __all__ = ['METHODS', 'EntropyBonus', 'AEnt', 'TargetBonus', 'covariances', 'ClipCov', 'KLCov', 'method']
 
-# %% ../../nbs/aent/03_regularizers.ipynb #44dc7cca
+# %% ../../nbs/aent/03_regularizers.ipynb #143c4fe8
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class TargetBonus(Regularizer):
         init: float = 0.0,  # first coefficient
     ):
         self.target, self.delta, self.highest = target, delta, highest
-        self.coef, self.on, self.seen = init, True, []
+        self.coef, self.on, self.seen = init, False, []
 
     def coefficient(self) -> float:
         "lambda while the last entropy was at most the target, else 0."
@@ -114,7 +115,7 @@ class TargetBonus(Regularizer):
         if self.seen:
             e = sum(self.seen) / len(self.seen)
             self.on = e <= self.target
-            step = self.delta if e < self.target else -self.delta
+            step = self.delta if self.on else -self.delta
             self.coef = min(max(self.coef + step, 0.0), self.highest)
         self.seen = []
         return {"lambda": used}
@@ -186,6 +187,9 @@ class ClipCov(EntropyBonus):
         self.calls, self.clipped = state["calls"], 0
 
 
+_STILL = 1e-4  # nats; a smaller change of a log-probability is rounding
+
+
 class KLCov(EntropyBonus):
     "A penalty on the change of the tokens of largest covariance."
 
@@ -199,15 +203,17 @@ class KLCov(EntropyBonus):
         _check_share(share)
         if coef < 0:
             raise ValueError(f"the coefficient must not be negative, got {coef}")
-        self.share, self.factor, self.at_least = share, coef, torch.inf
-        self.means = 0.0, 0.0
+        self.share, self.factor, self.means = share, coef, (0.0, 0.0)
+        self.at_least, self.tied = torch.inf, 1.0
 
     def prepare(self, d: Decisions) -> Decisions:
-        "Note the covariance from which on tokens are held."
-        c = covariances(d)
-        if len(c):
+        "Note the covariance from which on tokens are held, and the share of ties."
+        c, self.at_least = covariances(d), torch.inf
+        if len(c) and float(c.max() - c.min()) > 1e-6:
             k = max(1, int(self.share * len(c)))
             self.at_least = float(c.topk(k).values[-1])
+            more = int((c > self.at_least).sum())
+            self.tied = (k - more) / int((c == self.at_least).sum())
             lp, A = d.flat(d.logprob_old), d.flat(d.advantage)
             self.means = lp.mean(), A.mean()
         return d
@@ -215,9 +221,11 @@ class KLCov(EntropyBonus):
     def term(self, stats: TokenStats, weights: Tensor, d: Decisions) -> Tensor | None:
         "Mean change of the log-probability of the tokens that are held."
         old, A = d.flat(d.logprob_old), d.flat(d.advantage)
-        held = (old - self.means[0]) * (A - self.means[1]) >= self.at_least
+        c = (old - self.means[0]) * (A - self.means[1])
+        held = (c > self.at_least) + self.tied * (c == self.at_least)
         change = (stats.logprob - old.to(stats.logprob)).abs()
-        return self.factor * (change * weights)[held].sum()
+        change = torch.where((change < _STILL) | (held == 0), 0.0, change)
+        return self.factor * (change * weights * held).sum()
 
 # %% ../../nbs/aent/03_regularizers.ipynb #b6d441f3
 METHODS = (
@@ -240,7 +248,8 @@ def method(
     coef: float = 0.0,  # fixed lambda of entreg and clamped
     adaptive: AdaptiveCoefficient | None = None,  # of aent and full_adaptive
     target: float = 0.2,  # of skywork, nats per token
-    eps: float = 0.2,  # clip of the ratio on both sides
+    eps: float = 0.2,  # clip of the ratio on both sides; kl_cov has none
+    seed: int = 0,  # of the draws of clip_cov
 ) -> tuple[PolicyLossConfig, Regularizer]:  # for `RLTrainer`
     "Loss and regulariser of a method."
     if name not in METHODS:
@@ -254,7 +263,10 @@ def method(
         "clamped": lambda: EntropyBonus(coef, token_set),
         "full_adaptive": lambda: AEnt(adaptive, None),
         "aent": lambda: AEnt(adaptive, token_set),
-        "clip_cov": lambda: ClipCov(token_set=token_set),
+        "clip_cov": lambda: ClipCov(token_set=token_set, seed=seed),
         "kl_cov": lambda: KLCov(token_set=token_set),
     }.get(name, lambda: EntropyBonus(0.0, token_set))
-    return PolicyLossConfig(eps_low=eps, eps_high=high), bonus()
+    loss = PolicyLossConfig(eps_low=eps, eps_high=high)
+    if name == "kl_cov":  # as its authors: the ratio is not clipped
+        loss = PolicyLossConfig(eps_low=1.0, eps_high=math.inf, dual_clip=None)
+    return loss, bonus()

@@ -168,7 +168,7 @@ def plot_sweep(
     "Where does a bonus put the mass, and what does that cost?"
     import matplotlib.pyplot as plt
 
-    from rlpapers.core.plots import curve, style
+    from rlpapers.core.plots import COLORS, curve, style
 
     with style():
         fig, axes = plt.subplots(1, 2, figsize=(8, 2.8))
@@ -180,7 +180,9 @@ def plot_sweep(
                 if of.shape[1] > 1:
                     curve(ax, of.columns, of.to_numpy(), *look(name), "mean", runs=True)
                     continue
-                line = dict(color="grey", ls="--", lw=1, label=look(name)[0])
+                label_of, color = look(name)
+                ls = "--" if name == "aent" else ":"
+                line = dict(color=COLORS[color % len(COLORS)], ls=ls, label=label_of)
                 ax.axhline(float(part[column].mean()), **line)
             ax.set(xscale="log", xlabel="λ", ylabel=label)
         axes[0].legend()

@@ -147,8 +147,9 @@ def reinforce(
     band = p["low"], p["high"], p["beta"], (p["box_low"], p["box_high"])
     adaptive = AdaptiveCoefficient(p["init"], *band, warmup=p["warmup"])
     loss, bonus = method(
-        name, token_set=TokenSet("top_k", p["top_k"]), coef=coef, adaptive=adaptive
-    )
+        name, token_set=TokenSet("top_k", p["top_k"]), coef=coef, adaptive=adaptive,
+        seed=seed,
+    )  # fmt: skip
     config = TrainerConfig(p["prompts"], p["group"], p["new_tokens"], seed=seed)
     learner = LearnerConfig(lr=p["lr"], minibatches=p.get("minibatches", 1))
     trainer = _Watched(

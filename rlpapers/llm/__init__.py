@@ -56,6 +56,6 @@ _MODULES = {
     "engines": "TransformersEngine VLLMEngine decoding_seconds",
     "hub": "load_policy load_tokenizer load_smollm2",
     "frameworks": "trl_rows trl_reward verl_table verl_reward openrlhf_rows openrlhf_reward",
-    "trainer": "TrainerConfig Stopped RLTrainer",
+    "trainer": "TrainerConfig Stopped RLTrainer JsonlLog",
 }
 __getattr__, __dir__, __all__ = lazy_package(__name__, _MODULES)

@@ -34,11 +34,14 @@ def _sums(values: Tensor, place: Tensor, groups: int) -> Tensor:
     return values.new_zeros(groups).index_add_(0, place, values)
 
 
-def _rounding(rewards: Tensor) -> float | Tensor:
-    "What differs by less is equal."
-    if not len(rewards):
-        return 0.0
-    return torch.finfo(rewards.dtype).eps * 8 * rewards.abs().amax().clamp(min=1)
+def _differ(rewards: Tensor, place: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    "Whether rewards of each group differ, and what differs by less is equal."
+    ends = [rewards.new_zeros(n) for _ in range(2)]
+    for out, how in zip(ends, ("amax", "amin"), strict=True):
+        out.scatter_reduce_(0, place, rewards, how, include_self=False)
+    eps = torch.finfo(rewards.dtype).eps if rewards.is_floating_point() else 0
+    tiny = 8 * eps * torch.maximum(ends[0].abs(), ends[1].abs())
+    return ends[0] - ends[1] > tiny, tiny
 
 
 def check_rewards(
@@ -68,16 +71,18 @@ def group_relative(
     place, size = place.to(rewards.device), size.to(rewards)
     n = len(size)
     deviation = rewards - (_sums(rewards, place, n) / size)[place]
-    tiny = _rounding(rewards)
+    differ, tiny = _differ(rewards, place, n)
     if scale == "none":
-        return torch.where(deviation.abs() > tiny, deviation, 0.0)
+        some = differ[place] & (deviation.abs() > tiny[place])
+        return torch.where(some, deviation, 0.0)
     if scale == "std":
         square = _sums(deviation.square(), place, n)
         spread = (square / (size - ddof).clamp(min=1)).sqrt()
     else:
         spread = rewards.new_zeros(n)
         spread.scatter_reduce_(0, place, deviation.abs(), "amax")
-    return torch.where(spread[place] > tiny, deviation / (spread[place] + eps), 0.0)
+    some = (differ & (spread > 0))[place]  # the square of 1e-30 is zero
+    return torch.where(some, deviation / (spread[place] + eps), 0.0)
 
 # %% ../../nbs/llm/13_advantages.ipynb #a645e866
 def leave_one_out(
@@ -92,26 +97,18 @@ def leave_one_out(
     place, size = place.to(rewards.device), size.to(rewards)
     others = (_sums(rewards, place, len(size))[place] - rewards) / (size - 1)[place]
     out = rewards - others
-    return torch.where(out.abs() > _rounding(rewards), out, 0.0)
+    differ, tiny = _differ(rewards, place, len(size))
+    return torch.where(differ[place] & (out.abs() > tiny[place]), out, 0.0)
 
-# %% ../../nbs/llm/13_advantages.ipynb #91f67500
-def _differ(rewards: Tensor, group: Tensor | int) -> tuple[Tensor, Tensor]:
-    "Whether the rewards of each group differ, and the group of each row."
-    place, size = group_index(group, len(rewards))
-    place = place.to(rewards.device)
-    ends = [rewards.new_zeros(len(size)) for _ in range(2)]
-    for out, how in zip(ends, ("amax", "amin"), strict=True):
-        out.scatter_reduce_(0, place, rewards, how, include_self=False)
-    return ends[0] != ends[1], place
-
-# %% ../../nbs/llm/13_advantages.ipynb #2ce1e18b
+# %% ../../nbs/llm/13_advantages.ipynb #5017db9f
 def mixed_groups(
     rewards: Tensor,  # shape (N,)
     group: Tensor | int,  # group of each row, shape (N,); or rows of a group
 ) -> Tensor:  # bool, shape (N,)
     "Rows whose group has different rewards; only they say something."
-    differ, place = _differ(rewards, group)
-    return differ[place]
+    place, size = group_index(group, len(rewards))
+    place = place.to(rewards.device)
+    return _differ(rewards, place, len(size))[0][place]
 
 
 def frac_zero_variance(
@@ -119,5 +116,6 @@ def frac_zero_variance(
     group: Tensor | int,  # group of each row, shape (N,); or rows of a group
 ) -> float:  # in [0, 1]
     "Share of groups in which all rewards are equal."
-    differ, _ = _differ(rewards, group)
+    place, size = group_index(group, len(rewards))
+    differ, _ = _differ(rewards, place.to(rewards.device), len(size))
     return float((~differ).double().mean()) if len(differ) else 0.0

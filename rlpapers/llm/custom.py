@@ -7,17 +7,21 @@ Docs: https://rlpapers.github.io/rlpapers/llm/custom.html.md"""
 # %% auto #0
 __all__ = ['LengthPenalty', 'FunctionReward', 'same_words', 'WorkerReward', 'WeightedSum', 'Cached']
 
-# %% ../../nbs/llm/23_custom.ipynb #9a9de4a5
+# %% ../../nbs/llm/23_custom.ipynb #e3deea08
+import dataclasses
 import hashlib
+import itertools
+import json
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .rewards import Reward, RewardBatch, RewardError, checked
-from .tasks import Problem
+from .tasks import Problem, failed
 from .workers import WorkerPool
 
 # %% ../../nbs/llm/23_custom.ipynb #faac36d6
@@ -117,22 +121,27 @@ class WorkerReward:
         jobs: int = 1,  # processes
         bounds: tuple[float, float] | None = (0.0, 1.0),  # None: any finite number
         on_error: str = "raise",  # "raise", or "zero": 0 and counted in `failures`
+        budget: float = 300.0,  # seconds for a batch; what it is too short for fails
     ):
         if on_error not in ("raise", "zero"):
             raise ValueError(f"on_error must be 'raise' or 'zero', got {on_error!r}")
         self.pool = WorkerPool(target, seconds, jobs)
         self.name, self.seconds = name or target.split(":")[1], seconds
+        self.budget = budget
         self.bounds, self.on_error, self.failures = bounds, on_error, Counter()
 
     def _why(self, error: str) -> str:
         if error == "time":
             return f"did not return within {self.seconds:g} s and was ended"
+        if error == "budget":
+            return f"had spent the {self.budget:g} s for a batch"
         return f"failed: {error}"
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         "Rewards, shape (N,)."
         pairs = zip(batch.texts, batch.problems, strict=True)
-        results = self.pool.map([(t, p.prompt, p.answer) for t, p in pairs])
+        calls = [(t, p.prompt, p.answer) for t, p in pairs]
+        results = self.pool.map(calls, self.budget)
         for i, result in enumerate(results):
             if result.error and self.on_error == "raise":
                 raise RewardError(
@@ -140,8 +149,7 @@ class WorkerReward:
                     f"{batch.texts[i][:80]!r}; mend the function, give it more "
                     "seconds, or count such responses as zero with on_error='zero'"
                 )
-            if result.error:
-                self.failures["time" if result.error == "time" else "error"] += 1
+        self.failures += failed(f"reward '{self.name}'", results, self.budget)
         values = [0.0 if r.error else r.value for r in results]
         return checked(self.name, values, batch, self.bounds)
 
@@ -169,7 +177,17 @@ class WeightedSum:
             total += weight * x
         return total
 
-# %% ../../nbs/llm/23_custom.ipynb #e08a7e16
+# %% ../../nbs/llm/23_custom.ipynb #5c82f67f
+def _plain(x: Any) -> Any:
+    "Arrays, numbers of numpy and torch, and data classes, as what JSON can hold."
+    if hasattr(x, "tolist"):
+        return [type(x).__name__, x.tolist()]
+    if dataclasses.is_dataclass(x) and not isinstance(x, type):
+        values = [getattr(x, f.name) for f in dataclasses.fields(x)]
+        return [type(x).__name__, *values]
+    raise TypeError(f"JSON cannot hold a {type(x).__name__}")
+
+
 class Cached:
     "A reward that remembers, by hash of response and problem."
 
@@ -181,12 +199,17 @@ class Cached:
         self.reward, self.size, self.name = reward, size, reward.name
         self.known: OrderedDict[bytes, float] = OrderedDict()
         self.hits = self.asked = 0
+        self._number = itertools.count()
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         "Rewards, shape (N,)."
         keys = []
         for text, p in zip(batch.texts, batch.problems, strict=True):
-            parts = (text, p.prompt, p.answer)
+            try:
+                meta = json.dumps(p.meta, sort_keys=True, default=_plain)
+            except (TypeError, ValueError):
+                meta = f"not known again: {next(self._number)}"
+            parts = (text, p.prompt, p.answer, meta)
             data = "".join(f"{len(s)}:{s}" for s in parts).encode(errors="replace")
             keys.append(hashlib.sha256(data).digest())
         new = {k: i for i, k in enumerate(keys) if k not in self.known}

@@ -7,7 +7,8 @@ Docs: https://rlpapers.github.io/rlpapers/llm/engines.html.md"""
 # %% auto #0
 __all__ = ['TransformersEngine', 'VLLMEngine', 'decoding_seconds']
 
-# %% ../../nbs/llm/20_engines.ipynb #bafd29f6
+# %% ../../nbs/llm/20_engines.ipynb #b85907af
+import contextlib
 import importlib
 import os
 import time
@@ -17,13 +18,28 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.paths import MissingExtra
+from ..core.paths import MissingExtra, require
 from ..core.seeding import derive
 from .models import CausalPolicy
 from .native import NativeEngine
 from .rollout import RolloutBatch, check_prompts, make_batch
 from .sampling import SamplingParams
 from .tokenization import Tokenizer, pad_rows
+
+# %% ../../nbs/llm/20_engines.ipynb #1cf2010e
+@contextlib.contextmanager
+def _only(model: Any, settings: dict[str, Any]) -> Iterator[None]:
+    "Settings of generation as given, and none of the model's own."
+    inner = getattr(model, "get_base_model", lambda: model)()
+    before = [(m, m.generation_config) for m in (model, inner)]
+    ours = require("llm", "transformers").GenerationConfig(**settings)
+    for m, _ in before:
+        m.generation_config = ours
+    try:
+        yield
+    finally:
+        for m, config in before:
+            m.generation_config = config
 
 # %% ../../nbs/llm/20_engines.ipynb #db735a87
 class TransformersEngine:
@@ -72,16 +88,11 @@ class TransformersEngine:
         devices = [policy.device] if policy.device.type == "cuda" else []
         training = [m for m in policy.modules() if m.training]
         policy.eval()
-        with torch.random.fork_rng(devices=devices):
+        settings = self._settings(params, n) | {"return_dict_in_generate": True}
+        settings |= {"output_logits": True, "output_scores": True}
+        with torch.random.fork_rng(devices=devices), _only(policy.model, settings):
             torch.manual_seed(derive(params.seed, "transformers"))
-            out = policy.model.generate(
-                input_ids=ids,
-                attention_mask=mask.long(),
-                output_logits=True,
-                output_scores=True,
-                return_dict_in_generate=True,
-                **self._settings(params, n),
-            )
+            out = policy.model.generate(input_ids=ids, attention_mask=mask.long())
         for module in training:
             module.training = True
         new = out.sequences[:, ids.shape[1] :]
@@ -148,29 +159,37 @@ class VLLMEngine:
         self.llm.apply_model(lambda model: model.load_weights(named()))
         self.llm.reset_prefix_cache()
 
+    def _settings(self, params: SamplingParams, n: int, size: int) -> dict[str, Any]:
+        tok = self.tokenizer
+        settings: dict[str, Any] = {"n": n, "max_tokens": params.max_new_tokens}
+        settings |= {"stop_token_ids": [tok.eos_id, *params.stop_ids], "logprobs": 0}
+        banned = {i for i in (tok.pad_id, *range(tok.vocab_size, size)) if i < size}
+        if banned := sorted(banned - {tok.eos_id}):
+            settings["logit_bias"] = dict.fromkeys(banned, -100.0)
+        if params.greedy:
+            return settings | {"detokenize": False, "temperature": 0.0}
+        settings |= {"temperature": params.temperature, "top_p": params.top_p}
+        return settings | {"detokenize": False, "top_k": params.top_k}
+
     def generate(
         self,
         prompts: Sequence[Sequence[int]],  # ids, B prompts
         params: SamplingParams,  # how to sample
         n: int = 1,  # samples of each prompt
+        keys: Sequence[int] | None = None,  # of each prompt's seed; None: 0, 1, …
     ) -> RolloutBatch:  # B n rows; extras has filtered
         "Sample n responses of each prompt."
-        if not len(prompts):
-            raise ValueError("there are no prompts: is the data set empty?")
-        tok = self.tokenizer
-        settings: dict[str, Any] = {"n": n, "max_tokens": params.max_new_tokens}
-        settings |= {"stop_token_ids": [tok.eos_id, *params.stop_ids], "logprobs": 0}
-        settings |= {"detokenize": False, "seed": params.seed}
-        if tok.pad_id != tok.eos_id:
-            settings["logit_bias"] = {tok.pad_id: -100.0}
-        if params.greedy:
-            settings["temperature"] = 0.0
-        else:
-            settings |= {"temperature": params.temperature, "top_p": params.top_p}
-            settings["top_k"] = params.top_k
+        tok, config = self.tokenizer, self.llm.llm_engine.model_config
+        size = config.get_vocab_size()
+        check_prompts(prompts, size, config.max_model_len, params.max_new_tokens)
+        keys = range(len(prompts)) if keys is None else keys
+        if n < 1 or len(keys) != len(prompts):
+            raise ValueError(f"n >= 1 and a key for each prompt are needed, got n={n}")
+        settings = self._settings(params, n, size)
+        seeds = [derive(params.seed, "vllm", int(k)) >> 8 for k in keys]
         out = self.llm.generate(
             [{"prompt_token_ids": list(p)} for p in prompts],
-            self.lib.SamplingParams(**settings),
+            [self.lib.SamplingParams(**settings, seed=s) for s in seeds],
             use_tqdm=False,
         )
         rows, new, logp = [], [], []
@@ -218,9 +237,8 @@ def decoding_seconds(
 
     @torch.no_grad()
     def generate() -> int:
-        out = policy.model.generate(
-            input_ids=ids, attention_mask=mask.long(), **settings
-        )
+        with _only(policy.model, settings):
+            out = policy.model.generate(input_ids=ids, attention_mask=mask.long())
         return int((out[:, ids.shape[1] :] != tokenizer.pad_id).sum())
 
     def ours() -> int:

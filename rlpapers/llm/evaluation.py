@@ -7,9 +7,10 @@ Docs: https://rlpapers.github.io/rlpapers/llm/evaluation.html.md"""
 # %% auto #0
 __all__ = ['pass_at_k', 'fixed_problems', 'Evaluation', 'evaluate']
 
-# %% ../../nbs/llm/16_evaluation.ipynb #1eb6e701
+# %% ../../nbs/llm/16_evaluation.ipynb #a69cf75b
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -54,6 +55,20 @@ def fixed_problems(
             break
     return list(out.values())
 
+# %% ../../nbs/llm/16_evaluation.ipynb #06024bac
+def _interval(
+    x: np.ndarray,  # a number for each problem
+) -> Interval:
+    "Bootstrap of the mean; Wilson's formula where all are the same and in [0, 1]."
+    n, mean = len(x), float(np.mean(x))
+    if np.ptp(x) > 1e-12 or not 0 <= mean <= 1:
+        return bootstrap(x, "mean")
+    z2 = NormalDist().inv_cdf(0.975) ** 2
+    middle = (mean + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (mean * (1 - mean) / n + z2 / (4 * n * n))) / (1 + z2 / n)
+    low, high = min(mean, middle - half), max(mean, middle + half)
+    return Interval(mean, float(max(low, 0.0)), float(min(high, 1.0)), n)
+
 # %% ../../nbs/llm/16_evaluation.ipynb #05461966
 @dataclass(frozen=True)
 class Evaluation:
@@ -70,17 +85,17 @@ class Evaluation:
         x = self.scores
         if x.shape[1] == 1 and np.isin(x, (0, 1)).all():
             return wilson(int(x.sum()), len(x))
-        return bootstrap(x.mean(1), "mean")
+        return _interval(x.mean(1))
 
     def pass_at(
         self,
         k: int,  # at most the number of samples
         threshold: float = 1.0,  # a response is right from this score on
     ) -> Interval:  # over problems
-        "Pass@k with a bootstrap interval over problems."
+        "Pass@k with an interval over problems."
         right = (self.scores >= threshold).sum(1)
         n = self.scores.shape[1]
-        return bootstrap([pass_at_k(n, int(c), k) for c in right], "mean")
+        return _interval(np.array([pass_at_k(n, int(c), k) for c in right]))
 
     def against(
         self,

@@ -7,7 +7,7 @@ Docs: https://rlpapers.github.io/rlpapers/llm/fused.html.md"""
 # %% auto #0
 __all__ = ['LossOutput', 'fused_policy_loss']
 
-# %% ../../nbs/llm/15_fused.ipynb #13bea064
+# %% ../../nbs/llm/15_fused.ipynb #93a85ad9
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,13 +16,14 @@ from torch.autograd.function import once_differentiable
 
 from .entropy import RowGradient, TokenSet, row_temperature
 from rlpapers.llm.logprob import (
+    IGNORE,
     Head,
     HeadGradient,
     check_labels,
     head_gradient_,
     head_stats,
 )
-from .losses import PolicyLossConfig, clip_metrics, surrogate
+from .losses import PolicyLossConfig, clip_metrics, log_ratio, surrogate
 
 # %% ../../nbs/llm/15_fused.ipynb #cb5fd655
 class LossOutput(NamedTuple):
@@ -112,11 +113,11 @@ class _Fused(torch.autograd.Function):
         one = [None if g is None else g * grad.to(g.dtype) for g in ctx.saved_tensors]
         return (*one, None, None)
 
-# %% ../../nbs/llm/15_fused.ipynb #dba00c34
+# %% ../../nbs/llm/15_fused.ipynb #326079d9
 def fused_policy_loss(
     hidden: Tensor,  # last hidden states, shape (N, D); any strides
     weight: Tensor,  # head, shape (V, D)
-    labels: Tensor,  # int64 in [0, V) where the mask is, shape (N,)
+    labels: Tensor,  # int64 in [0, V) where the mask is, shape (N,); -100: ignored
     old_logprob: Tensor,  # when sampled, shape (N,)
     advantage: Tensor,  # shape (N,)
     mask: Tensor,  # tokens that count, bool, shape (N,)
@@ -138,7 +139,7 @@ def fused_policy_loss(
         raise ValueError("gspo needs whole responses: use token_stats and policy_loss")
     head = Head.build(hidden, weight, bias, chunk, backend, logits_dtype)
     n, V = len(hidden), len(weight)
-    mask = mask.bool()
+    mask = mask.bool() & (labels != IGNORE)
     check_labels(torch.where(mask, labels, 0), n, V)
     if token_set is not None:
         token_set.kept(V)
@@ -158,5 +159,6 @@ def fused_policy_loss(
     metrics = {"policy_loss": float(numbers[0]), "clamped_entropy": float(numbers[1])}
     if full:
         metrics["entropy"] = float(numbers[2])
-    moved = clip_metrics(logp, work.old, work.advantage, loss)
+    change = log_ratio(logp, work.old.to(logp))
+    moved = clip_metrics(change, work.advantage, loss)
     return LossOutput(total, metrics | moved | {"tokens": len(logp)})

@@ -7,10 +7,10 @@ Docs: https://rlpapers.github.io/rlpapers/llm/hub.html.md"""
 # %% auto #0
 __all__ = ['look_into', 'load_tokenizer', 'load_policy', 'smollm2_folder', 'load_smollm2']
 
-# %% ../../nbs/llm/21_hub.ipynb #b72550f3
+# %% ../../nbs/llm/21_hub.ipynb #49813cb2
 import contextlib
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,8 @@ def look_into(
         )
     names = sorted(p.name for p in folder.iterdir())
     gguf = [n for n in names if n.endswith(".gguf")]
+    if "config.json" in names and any(n.endswith(".safetensors") for n in names):
+        return None
     if len(gguf) == 1:
         return gguf[0]
     if len(gguf) > 1:
@@ -79,7 +81,8 @@ def load_tokenizer(
     path: str | Path,  # folder, or name on the hub
     pad: str | None = None,  # as for `HFTokenizer`
     download: bool = False,  # a name may be fetched from the hub
-    vocab_size: int | None = None,  # of the model
+    bos: bool = False,  # as for `HFTokenizer`
+    keep: Iterable[str] = (),  # as for `HFTokenizer`
 ) -> HFTokenizer:
     "The tokenizer of a model."
     lib = require("llm", "transformers")
@@ -92,7 +95,7 @@ def load_tokenizer(
             )
     except Exception as e:  # whatever a broken file makes the reader raise
         raise _unreadable("tokenizer", path, e) from e
-    return HFTokenizer(inner, pad=pad, vocab_size=vocab_size)
+    return HFTokenizer(inner, pad=pad, bos=bos, keep=keep)
 
 
 def load_policy(
@@ -102,6 +105,8 @@ def load_policy(
     pad: str | None = None,  # as for `HFTokenizer`
     download: bool = False,  # a name may be fetched from the hub
     native: bool = False,  # as our `TinyTransformer`; the Llama family only
+    bos: bool = False,  # as for `HFTokenizer`
+    keep: Iterable[str] = (),  # as for `HFTokenizer`
 ) -> tuple[CausalPolicy, HFTokenizer]:
     "A causal model and its tokenizer; code of a model folder is never run."
     gguf = look_into(path, download)
@@ -117,8 +122,7 @@ def load_policy(
     except Exception as e:  # whatever a broken file makes the reader raise
         raise _unreadable("causal model", path, e) from e
     model = model.eval().to(device)
-    size = model.get_output_embeddings().weight.shape[0]
-    tokenizer = load_tokenizer(path, pad, download, size)
+    tokenizer = load_tokenizer(path, pad, download, bos, keep)
     return CausalPolicy(from_hf(model) if native else model), tokenizer
 
 # %% ../../nbs/llm/21_hub.ipynb #01a87b56

@@ -123,9 +123,15 @@ class _HFCache:
         self.mask = self.mask.repeat_interleave(n, 0)
 
 
+def _text_config(model: Any) -> Any:
+    "Settings of the language part of a model."
+    config = model.config
+    return getattr(config, "get_text_config", lambda: config)()
+
+
 def _head_is_all(model: Any) -> None:
     "Refuse models that change their logits after the head."
-    c = model.config
+    c = _text_config(model)
     for name, off in (
         ("final_logit_softcapping", None),
         ("logit_scale", 1),
@@ -137,6 +143,30 @@ def _head_is_all(model: Any) -> None:
                 f"{type(model).__name__} changes its logits after the head "
                 f"({name}={value}); losses from states and head would differ from it"
             )
+
+
+@torch.no_grad()
+def _same_logits(policy: Any) -> None:
+    "Refuse a model whose logits are not those of states and head."
+    weight = policy.head[0]
+    if weight.is_meta or weight.numel() == 0:  # not there yet, or elsewhere
+        return
+    ids = torch.arange(4, device=weight.device)[None] % weight.shape[0]
+    training = [m for m in policy.modules() if m.training]
+    policy.eval()
+    try:
+        want, got = policy.model(input_ids=ids).logits, policy(ids)
+    finally:
+        for module in training:
+            module.training = True
+    apart = (want.float() - got.float()).abs()
+    apart = apart.masked_fill(got == -torch.inf, 0).max()  # the mask, forbidden
+    if apart > max(1e-3, 2 * torch.finfo(weight.dtype).eps) * want.float().abs().max():
+        raise ValueError(
+            f"the logits of {type(policy.model).__name__} are not those of its states "
+            f"and its head, they differ by {apart:.3g}: it does something before or "
+            "after the head that losses from states and head would leave out"
+        )
 
 # %% ../../nbs/llm/05_models.ipynb #7f067e57
 class CausalPolicy(nn.Module):
@@ -159,6 +189,7 @@ class CausalPolicy(nn.Module):
                     f"got {type(model).__name__}"
                 )
             _head_is_all(model)
+            _same_logits(self)
 
     @property
     def trunk(self) -> nn.Module:
@@ -222,6 +253,13 @@ class CausalPolicy(nn.Module):
                 f"{columns} columns are more than the context of {self.max_length} "
                 "tokens: shorten prompt or max_new_tokens"
             )
+        kinds = set(getattr(_text_config(self.model), "layer_types", None) or ())
+        kinds = {k for k in kinds if not k.endswith("attention") or "linear" in k}
+        if kinds or getattr(self.model, "_is_stateful", False):
+            raise ValueError(
+                f"{type(self.model).__name__} has a recurrent state, and only caches "
+                "of attention are handled here: sample with TransformersEngine"
+            )
         from transformers import DynamicCache
 
         return _HFCache(DynamicCache(), rows, columns, self.device)
@@ -265,40 +303,93 @@ class CausalPolicy(nn.Module):
         "Logits of all positions, shape (N, L, V)."
         return self.logits(self.hidden(ids, mask))
 
-# %% ../../nbs/llm/05_models.ipynb #e43bf5cd
+# %% ../../nbs/llm/05_models.ipynb #b7903b5e
 class MaskedPolicy(nn.Module):
     "A bidirectional model that proposes tokens at masked positions."
 
     def __init__(
         self,
-        model: nn.Module,  # has `hidden(ids, mask)` and `head`; bidirectional
+        model: nn.Module,  # `TinyTransformer(causal=False)`, or one of transformers
         mask_id: int,  # id of the mask token, in [0, V)
+        forbid_mask: bool = True,  # the mask has probability zero
+        everywhere: bool = False,  # a causal model of transformers attends to all
     ):
         super().__init__()
-        if getattr(getattr(model, "config", None), "causal", False):
-            raise ValueError("the model is causal: make it with causal=False")
-        if not 0 <= mask_id < model.head[0].shape[0]:
-            raise ValueError(
-                f"mask_id={mask_id} is outside the vocabulary of "
-                f"{model.head[0].shape[0]} tokens"
+        self.native = hasattr(model, "hidden") and hasattr(model, "head")
+        if not self.native and not hasattr(model, "get_output_embeddings"):
+            raise TypeError(
+                "a bidirectional TinyTransformer or a masked model of transformers is "
+                f"needed, got {type(model).__name__}"
             )
+        if self.native and getattr(getattr(model, "config", None), "causal", False):
+            raise ValueError("the model is causal: make it with causal=False")
         self.model, self.mask_id = model, mask_id
+        self.forbid_mask, self.everywhere = forbid_mask, everywhere
         self.train(model.training)
+        if not 0 <= mask_id < self.vocab_size:
+            raise ValueError(
+                f"mask_id={mask_id} is outside the vocabulary of {self.vocab_size} "
+                "tokens"
+            )
+        if not self.native:
+            _head_is_all(model)
+            self._sees_all()
+            if not everywhere:
+                _same_logits(self)
+
+    @torch.no_grad()
+    def _sees_all(self) -> None:
+        "Refuse a model in which a state does not depend on what comes after."
+        if (weight := self._matrix()[0]).is_meta or weight.numel() == 0:
+            return
+        rows = torch.tensor([[0, 1, 0], [0, 1, 1]], device=weight.device)
+        training = [m for m in self.modules() if m.training]
+        self.eval()
+        try:
+            first = self.hidden(rows)[:, 0]
+        finally:
+            for module in training:
+                module.training = True
+        if torch.equal(first[0], first[1]):
+            raise ValueError(
+                f"{type(self.model).__name__} is causal, a mask would not see what "
+                "comes after it: give everywhere=True"
+            )
+
+    def _matrix(self) -> tuple[Tensor, Tensor | None]:
+        if self.native:
+            return self.model.head
+        linear = self.model.get_output_embeddings()
+        return linear.weight, linear.bias
 
     @property
     def head(self) -> tuple[Tensor, Tensor | None]:
-        "Matrix (V, D) and bias of the logits."
-        return self.model.head
+        "Matrix (V, D) and bias (V,) of the logits."
+        weight, bias = self._matrix()
+        if not self.forbid_mask:
+            return weight, bias
+        bias = weight.new_zeros(weight.shape[0]) if bias is None else bias
+        here = torch.arange(len(bias), device=bias.device) == self.mask_id
+        return weight, bias.masked_fill(here, -torch.inf)
 
     @property
     def vocab_size(self) -> int:
-        "Number of logits; the mask is one of them and is never proposed."
-        return self.head[0].shape[0]
+        "Number of logits; the mask is one of them."
+        return self._matrix()[0].shape[0]
 
     @property
     def device(self) -> torch.device:
         "Where the model is."
-        return self.head[0].device
+        return self._matrix()[0].device
+
+    @property
+    def max_length(self) -> int:
+        "Most tokens of a row."
+        if self.native:
+            return self.model.config.max_length
+        return int(
+            getattr(_text_config(self.model), "max_position_embeddings", 1 << 20)
+        )
 
     def hidden(
         self,
@@ -306,7 +397,45 @@ class MaskedPolicy(nn.Module):
         mask: Tensor | None = None,  # True where a token is, (N, L); None: all
     ) -> Tensor:
         "States of all positions, shape (N, L, D)."
-        return self.model.hidden(ids, mask)
+        if self.native:
+            return self.model.hidden(ids, mask)
+        mask = torch.ones_like(ids, dtype=torch.bool) if mask is None else mask
+        extra = {"attention_mask": mask.long()}
+        if self.everywhere:
+            off = torch.finfo(self._matrix()[0].dtype).min
+            dark = torch.zeros(mask.shape, device=ids.device).masked_fill(~mask, off)
+            dark = dark.to(self._matrix()[0].dtype)[:, None, None]
+            extra = {"attention_mask": dark.expand(-1, 1, ids.shape[1], -1)}
+            extra |= {"position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+            extra |= {"use_cache": False}
+        seen = []
+
+        def look(module: Any, args: tuple) -> tuple:
+            "Keep what the matrix is given, and give it nothing to do."
+            seen.append(args[0])
+            return (args[0][:, :0],)
+
+        hook = self.model.get_output_embeddings().register_forward_pre_hook(look)
+        try:
+            self.model(input_ids=ids, **extra)
+        finally:
+            hook.remove()
+        return seen[0]
+
+    def logits(
+        self,
+        hidden: Tensor,  # shape (…, D)
+    ) -> Tensor:
+        "Logits (…, V) of states (…, D)."
+        return F.linear(hidden, *self.head)
+
+    def forward(
+        self,
+        ids: Tensor,  # shape (N, L), int64
+        mask: Tensor | None = None,  # True where a token is, (N, L); None: all
+    ) -> Tensor:
+        "Logits of all positions, shape (N, L, V)."
+        return self.logits(self.hidden(ids, mask))
 
     def hidden_at(
         self,

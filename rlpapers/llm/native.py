@@ -238,6 +238,13 @@ class NativeEngine:
 
     def _batch(self, ids, mask, n, out, ends) -> RolloutBatch:
         "What was decoded, cut after the first end of each row."
+        if not (fine := (out.logp + out.kept).isfinite()).all():
+            row, step = (~fine).nonzero()[0].tolist()
+            raise ValueError(
+                "the model's logits are not finite, or forbid all tokens, in row "
+                f"{row} at token {step}: are there NaN or infinities in its weights? "
+                "Go back to a checkpoint before them, with a smaller step"
+            )
         end = torch.isin(out.ids, ends)
         over = end.any(1)
         length = torch.where(over, end.int().argmax(1) + 1, out.ids.shape[1])

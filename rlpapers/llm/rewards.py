@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from .rollout import RolloutBatch
-from .tasks import Problem, ReasoningTask, between
+from .tasks import Problem, ReasoningTask, between, failed
 from .workers import WorkerPool
 
 # %% ../../nbs/llm/12_rewards.ipynb #72cb8635
@@ -85,7 +85,8 @@ def checked(
         raise RewardError(
             f"reward '{name}' gave {x[i]:g}{where} for sample {i}: "
             f"{batch.texts[i][:80]!r}; a reward must be a finite number, and other "
-            "bounds must be asked for"
+            "bounds must be asked for: bounds= of the reward, and reward_range= of "
+            "TrainerConfig where it is the trainer's"
         )
     return x
 
@@ -179,7 +180,7 @@ def arithmetic(
         return None
     return value if reader.at == len(reader.tokens) else None
 
-# %% ../../nbs/llm/12_rewards.ipynb #100c2a95
+# %% ../../nbs/llm/12_rewards.ipynb #f73e66bd
 class TaskReward:
     "The score of the task that made the problems."
 
@@ -188,8 +189,9 @@ class TaskReward:
     def __init__(
         self,
         task: ReasoningTask,  # `score_many(texts, problems)` is used where it has one
+        bounds: tuple[float, float] | None = (0.0, 1.0),  # None: any finite number
     ):
-        self.task = task
+        self.task, self.bounds = task, bounds
 
     def __call__(self, batch: RewardBatch) -> Tensor:
         "Scores, shape (N,)."
@@ -198,7 +200,7 @@ class TaskReward:
         else:
             pairs = zip(batch.texts, batch.problems, strict=True)
             scores = [self.task.score(t, p) for t, p in pairs]
-        return checked(self.name, scores, batch)
+        return checked(self.name, scores, batch, self.bounds)
 
 
 class ExactMatch:
@@ -242,8 +244,10 @@ class MathVerify:
         tags: tuple[str, str] | None = None,  # None: where the library finds it
         seconds: float = 3.0,  # for one answer
         jobs: int = 1,  # worker processes
+        budget: float = 300.0,  # seconds for a batch
     ):
-        self.tags, self.failures = tags, Counter()
+        self.tags, self.budget = tags, budget
+        self.failures: Counter[str] = Counter()
         target = "rlpapers.llm.tasks:score_math"
         self.pool = WorkerPool(target, seconds, jobs, first=("1", "1"))
 
@@ -255,11 +259,11 @@ class MathVerify:
             if answer:
                 calls.append((answer[-2000:], p.answer))
                 rows.append(i)
-        for i, result in zip(rows, self.pool.map(calls), strict=True):
+        results = self.pool.map(calls, self.budget)
+        self.failures += failed("reward 'math'", results, self.budget)
+        for i, result in zip(rows, results, strict=True):
             if "the right answer" in result.error:
                 raise RewardError(f"reward 'math', sample {i}: {result.error}")
-            if result.error:
-                self.failures["time" if result.error == "time" else "error"] += 1
-            else:
+            if not result.error:
                 out[i] = result.value
         return torch.tensor(out)

@@ -73,6 +73,21 @@ def filter_probs(
         probs.masked_fill_(drop.gather(1, order.argsort(1)), 0.0)
     return probs
 
+# %% ../../nbs/llm/06_sampling.ipynb #c6315109
+def _draw(
+    probs: Tensor,  # shape (N, V), zero where a token must not be drawn
+    total: Tensor,  # their running sum
+    u: Tensor,  # in [0, 1), shape (N,)
+    rising: bool,  # the running sum is known never to fall
+) -> Tensor:  # tokens, shape (N, 1); of broken numbers any token
+    "Where the running sum passes the number."
+    tokens = torch.searchsorted(total, u[:, None] * total[:, -1:], right=True)
+    tokens.clamp_(max=probs.shape[1] - 1)
+    if rising:
+        return tokens
+    kept = probs.gather(1, tokens) > 0
+    return torch.where(kept, tokens, probs.argmax(1, keepdim=True))
+
 # %% ../../nbs/llm/06_sampling.ipynb #034fa4fa
 def sample_tokens(
     logits: Tensor,  # shape (N, V)
@@ -96,6 +111,5 @@ def sample_tokens(
     if params.top_k or params.top_p < 1:
         probs = filter_probs(probs, params.top_k, params.top_p)
     total = probs.cumsum(1)
-    mass = total[:, -1:]
-    tokens = torch.searchsorted(total, u[:, None] * mass, right=True)
-    return tokens[:, 0], logp.gather(1, tokens)[:, 0], mass[:, 0].log()
+    tokens = _draw(probs, total, u, total.device.type == "cpu")
+    return tokens[:, 0], logp.gather(1, tokens)[:, 0], total[:, -1].log()

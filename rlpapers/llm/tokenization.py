@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
         self,
         text: str,  # any text
     ) -> list[int]:
-        "Ids of a text; nothing is added at its ends."
+        "Ids of a text; nothing is added at its ends unless the tokenizer was told to."
         ...
 
     def decode(
@@ -216,7 +216,8 @@ class HFTokenizer:
         inner: Any,  # a PreTrainedTokenizerBase
         pad: str | None = None,  # a token that fills, "eos"; None: the tokenizer's own
         mask: str | None = None,  # the mask token; None: the tokenizer's own, if any
-        vocab_size: int | None = None,  # of the model, where it is padded to more
+        bos: bool = False,  # `encode` begins with the tokenizer's start token
+        keep: Iterable[str] = (),  # special tokens that `decode` writes out
     ):
         self.inner = inner
         if inner.eos_token_id is None:
@@ -234,7 +235,17 @@ class HFTokenizer:
         self.pad_id = self.eos_id if fill == "eos" else self._id(fill, "pad")
         mask = inner.mask_token if mask is None else mask
         self.mask_id = None if mask is None else self._id(mask, "mask")
-        self.vocab_size = len(inner) if vocab_size is None else int(vocab_size)
+        if bos and inner.bos_token_id is None:
+            raise ValueError("the tokenizer has no start token: leave bos=False")
+        self._start = [int(inner.bos_token_id)] if bos else []
+        self.vocab_size = max(inner.get_vocab().values()) + 1  # the model may have more
+        kept = {self._id(t, "keep") for t in keep}
+        if bad := kept & {self.pad_id, self.eos_id}:
+            names = inner.convert_ids_to_tokens(sorted(bad))
+            raise ValueError(f"padding and end are never written out: keep has {names}")
+        special = {i for i, t in inner.added_tokens_decoder.items() if t.special}
+        special |= {*inner.all_special_ids, self.pad_id, self.eos_id}
+        self._dropped = special - kept if kept else None
 
     def _id(self, token: str, what: str) -> int:
         if (i := self.inner.get_vocab().get(token)) is None:
@@ -245,15 +256,19 @@ class HFTokenizer:
         self,
         text: str,  # any text
     ) -> list[int]:
-        "Ids of a text; nothing is added at its ends."
-        return list(self.inner.encode(text, add_special_tokens=False))
+        "Ids of a text; nothing is added but the start token, where `bos` asks for it."
+        return self._start + list(self.inner.encode(text, add_special_tokens=False))
 
     def decode(
         self,
         ids: Sequence[int],  # in [0, vocab_size)
     ) -> str:
-        "Text of ids; special tokens are left out."
-        return self.inner.decode([int(i) for i in ids], skip_special_tokens=True)
+        "Text of ids; special tokens are left out, but for those to keep."
+        ids = [int(i) for i in ids]
+        if self._dropped is None:
+            return self.inner.decode(ids, skip_special_tokens=True)
+        ids = [i for i in ids if i not in self._dropped]
+        return self.inner.decode(ids, skip_special_tokens=False)
 
     def chat(
         self,
@@ -271,7 +286,7 @@ class HFTokenizer:
         out = self.inner.apply_chat_template(
             turns, add_generation_prompt=True, tokenize=False
         )
-        return self.encode(out)
+        return list(self.inner.encode(out, add_special_tokens=False))
 
 # %% ../../nbs/llm/00_tokenization.ipynb #0bea547f
 def pad_rows(

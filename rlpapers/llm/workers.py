@@ -166,12 +166,12 @@ class _Worker:
                     pipe.close()
             self.process = None
 
-# %% ../../nbs/llm/01_workers.ipynb #7923e243
+# %% ../../nbs/llm/01_workers.ipynb #1c448cda
 class Outcome(NamedTuple):
     "What came back from a worker."
 
     value: Any  # what the function returned; None when it failed
-    error: str  # "" | "time" | "the worker died" | the exception it raised
+    error: str  # "" | "time" | "budget" | "the worker died" | the exception it raised
 
 
 class WorkerPool:
@@ -212,12 +212,20 @@ class WorkerPool:
     def map(
         self,
         calls: Sequence[Sequence],  # arguments of each call
-    ) -> list[Outcome]:  # in their order
+        budget: float | None = None,  # seconds for all; None: as long as it takes
+    ) -> list[Outcome]:  # in their order; "budget": not begun any more
         "Many calls, as many at once as there are processes."
+        end = None if budget is None else time.monotonic() + budget
+
+        def one(args: Sequence) -> Outcome:
+            if end is not None and time.monotonic() > end:
+                return Outcome(None, "budget")
+            return self.call(*args)
+
         if self.jobs == 1 or len(calls) < 2:
-            return [self.call(*args) for args in calls]
+            return [one(args) for args in calls]
         with ThreadPoolExecutor(self.jobs) as pool:
-            return list(pool.map(lambda args: self.call(*args), calls))
+            return list(pool.map(one, calls))
 
     def close(self) -> None:
         "End the processes."
