@@ -1,5 +1,6 @@
 """AEnt: golden numbers with independent references, and the loop on a tiny model."""
 
+import json
 import math
 import warnings
 from pathlib import Path
@@ -362,3 +363,24 @@ def test_one_exact_step(s):
             assert float(change[i]) == pytest.approx(want, abs=1e-9), name
         assert {"best", "easy", "likely", "tail"} == set(found) == set(kind)
     assert (p.best < 200).any() and (p.best >= 200).any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_tell_methods_apart(name):
+    "What a checkpoint compares is JSON, and changes with each number of a method."
+
+    def made(**more):
+        band = {"init": 0.01, "low": 0.1, "high": 0.2, "lr": 0.1, "bounds": (0.0, 1.0)}
+        coefficient = AdaptiveCoefficient(**(band | more.pop("band", {})))
+        how = {"coef": 0.02, "adaptive": coefficient} | more
+        bonus = method(name, token_set=TokenSet("top_k", 4), **how)[1]
+        return bonus.settings()
+
+    assert json.loads(json.dumps(made())) == made()
+    if name in ("aent", "full_adaptive"):
+        for change in ({"low": 0.15}, {"lr": 0.2}, {"warmup": 3}, {"bounds": (0, 2)}):
+            assert made(band=change) != made()
+    if name in ("entreg", "clamped"):
+        assert made(coef=0.03) != made()
+    if name == "clip_cov":
+        assert made(seed=1) != made()

@@ -41,6 +41,11 @@ class AdaptiveCoefficient:
         self.bounds, self.warmup, self.pull = tuple(bounds), warmup, pull
         self.value, self.steps, self.stuck = init, 0, 0
 
+    def settings(self) -> str:  # equal where two of them move alike
+        "What a resumed run must have too."
+        names = ("init", "low", "high", "lr", "bounds", "warmup", "pull")
+        return ", ".join(f"{k} {getattr(self, k)}" for k in names)
+
     def step(
         self,
         measured_entropy: float,  # mean of the global step, nats per token

@@ -38,6 +38,10 @@ class EntropyBonus(Regularizer):
             raise ValueError(f"the coefficient must not be negative, got {coef}")
         self.coef, self.token_set = coef, token_set
 
+    def settings(self) -> dict[str, Any]:
+        "What a resumed run must have too."
+        return {"coef": self.coef}
+
     def coefficient(self) -> float:
         "lambda."
         return self.coef
@@ -59,6 +63,10 @@ class AEnt(Regularizer):
     ):
         self.adaptive, self.token_set = coefficient, token_set
         self.seen: list[float] = []
+
+    def settings(self) -> dict[str, Any]:
+        "What a resumed run must have too."
+        return {"coefficient": self.adaptive.settings()}
 
     def coefficient(self) -> float:
         "lambda of this global step."
@@ -100,6 +108,10 @@ class TargetBonus(Regularizer):
     ):
         self.target, self.delta, self.highest = target, delta, highest
         self.coef, self.on, self.seen = init, False, []
+
+    def settings(self) -> dict[str, Any]:
+        "What a resumed run must have too."
+        return {"target": self.target, "delta": self.delta, "highest": self.highest}
 
     def coefficient(self) -> float:
         "lambda while the last entropy was at most the target, else 0."
@@ -160,6 +172,11 @@ class ClipCov(EntropyBonus):
         self.share, self.low, self.high, self.seed = share, low, high, seed
         self.calls = self.clipped = 0
 
+    def settings(self) -> dict[str, Any]:
+        "What a resumed run must have too."
+        mine = {"share": self.share, "low": self.low, "high": self.high}
+        return super().settings() | mine | {"seed": self.seed}
+
     def prepare(self, d: Decisions) -> Decisions:
         "Weight zero for the tokens that are drawn."
         c = covariances(d)
@@ -205,6 +222,10 @@ class KLCov(EntropyBonus):
             raise ValueError(f"the coefficient must not be negative, got {coef}")
         self.share, self.factor, self.means = share, coef, (0.0, 0.0)
         self.at_least, self.tied = torch.inf, 1.0
+
+    def settings(self) -> dict[str, Any]:
+        "What a resumed run must have too."
+        return super().settings() | {"share": self.share, "factor": self.factor}
 
     def prepare(self, d: Decisions) -> Decisions:
         "Note the covariance from which on tokens are held, and the share of ties."

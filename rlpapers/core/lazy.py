@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any
 
-# %% ../../nbs/core/13_lazy.ipynb #4de10e8e
+# %% ../../nbs/core/13_lazy.ipynb #058ad285
 def lazy_package(
     package: str,  # its `__name__`
-    # module -> its public names, with blanks between; a module below this package, or one that
-    # stands elsewhere by its whole name ("rlpapers.llm.entropy")
+    # module -> its public names, with blanks between: a module below this package, or
+    # one elsewhere by its whole name ("rlpapers.llm.entropy")
     modules: Mapping[str, str],
     more: str = "",  # modules without names of the package, with blanks between
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
