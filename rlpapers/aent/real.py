@@ -63,6 +63,12 @@ class SelfBanded(AEnt):
         self.rate, self.factors, self.first = lr, factors, first
         self.early: list[float] = []
 
+    def settings(self) -> dict[str, Any]:
+        "What a resumed run must have too; the band is found by the run."
+        a = self.adaptive
+        mine = {"init": a.init, "lr": self.rate, "bounds": list(a.bounds)}
+        return mine | {"factors": list(self.factors), "first": self.first}
+
     def step_end(self) -> dict[str, float]:
         "Collect, then set the band, then steer."
         if self.seen and len(self.early) < self.first:
@@ -194,7 +200,8 @@ def real_trainer(
     "The loop of one method."
     s, box = TokenSet("fraction", p["fraction"]), (p["box_low"], p["box_high"])
     steer = AdaptiveCoefficient(p["coef"], 0.1, 0.2, p["beta"], box)
-    loss, bonus = method(name, token_set=s, coef=p["coef"], adaptive=steer)
+    how = {"token_set": s, "coef": p["coef"], "adaptive": steer, "seed": seed}
+    loss, bonus = method(name, **how)
     if isinstance(bonus, AEnt):
         factors = p["band_low"], p["band_high"]
         first = p["band_steps"]
