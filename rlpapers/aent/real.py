@@ -33,7 +33,7 @@ from ..core.stats import bootstrap
 from ..core.unit import Unit
 from ..llm.engines import TransformersEngine, VLLMEngine
 from ..llm.entropy import TokenSet
-from ..llm.evaluation import evaluate, fixed_problems, pass_at_k
+from ..llm.evaluation import evaluate, fixed_problems, mean_interval, pass_at_k
 from ..llm.hub import load_policy, load_smollm2, load_tokenizer
 from ..llm.learner import LearnerConfig
 from ..llm.native import NativeEngine
@@ -288,7 +288,7 @@ def score_table(
 ) -> list[dict[str, Any]]:  # a row a method; an interval is (value, low, high)
     "Scores of the methods as in Table 1."
     number = lambda r: tuple(round(float(v), 4) for v in (r.value, r.low, r.high))
-    mean = lambda x: number(bootstrap(x, "mean"))
+    mean = lambda x: number(mean_interval(np.asarray(x)))
     right = lambda m: np.concatenate([out[m]["right"] for out in found.values()])
     names = list(next(iter(found.values())))
     rows = []
@@ -297,7 +297,8 @@ def score_table(
         row = {"method": m, "Pass@1": mean(c / SAMPLES)}
         row["Pass@8"] = mean([pass_at_k(SAMPLES, int(k), SAMPLES) for k in c])
         if "grpo" in names:
-            row["minus GRPO"] = mean((c - right("grpo")) / SAMPLES)
+            d = (c - right("grpo")) / SAMPLES
+            row["minus GRPO"] = number(bootstrap(d, "mean"))
         curves = [running(out[m]["rows"]) for out in found.values()]
         row["reward, last tenth"] = float(np.mean([x[-1] for x in curves]))
         row["reward, peak"] = float(np.mean([x.max() for x in curves]))

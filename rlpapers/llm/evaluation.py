@@ -55,10 +55,10 @@ def fixed_problems(
             break
     return list(out.values())
 
-# %% ../../nbs/llm/16_evaluation.ipynb #06024bac
-def _interval(
+# %% ../../nbs/llm/16_evaluation.ipynb #4bef42a1
+def mean_interval(
     x: np.ndarray,  # a number for each problem
-) -> Interval:
+) -> Interval:  # 95 %
     "Bootstrap of the mean; Wilson's formula where all are the same and in [0, 1]."
     n, mean = len(x), float(np.mean(x))
     if np.ptp(x) > 1e-12 or not 0 <= mean <= 1:
@@ -85,7 +85,7 @@ class Evaluation:
         x = self.scores
         if x.shape[1] == 1 and np.isin(x, (0, 1)).all():
             return wilson(int(x.sum()), len(x))
-        return _interval(x.mean(1))
+        return mean_interval(x.mean(1))
 
     def pass_at(
         self,
@@ -95,7 +95,7 @@ class Evaluation:
         "Pass@k with an interval over problems."
         right = (self.scores >= threshold).sum(1)
         n = self.scores.shape[1]
-        return _interval(np.array([pass_at_k(n, int(c), k) for c in right]))
+        return mean_interval(np.array([pass_at_k(n, int(c), k) for c in right]))
 
     def against(
         self,
