@@ -9,28 +9,12 @@ import pytest
 from scipy import stats
 
 from rlpapers.aent import claims
-from rlpapers.core.checkpoint import to_csv
 from rlpapers.core.claims import check, load_claims
 from rlpapers.core.paths import Stored
 from rlpapers.core.stats import bootstrap
 
 SEEDS = 10
 RESULTS = Path(__file__).parents[1] / "nbs/aent/results"
-
-
-@pytest.fixture
-def evidence(tmp_path):
-    "Makes a stored run from tables and numbers."
-
-    def make(numbers=None, params=None, **tables):
-        (tmp_path / "result.json").write_text(json.dumps(numbers or {}))
-        (tmp_path / "params.yaml").write_text(json.dumps(params or {}))
-        for name, rows in tables.items():
-            data = to_csv(pd.DataFrame(rows), False)
-            (tmp_path / f"{name}.csv").write_bytes(data)
-        return [Stored(tmp_path, "small")]
-
-    return make
 
 
 def test_claims_are_recomputed():
@@ -189,7 +173,6 @@ def test_each_set_is_taken_at_its_own_best(evidence):
     assert found.note == "N = 10, full at 0.05, clamped at 0.15"
 
 
-@pytest.mark.skipif(not (RESULTS / "small/mdp").exists(), reason="no stored run")
 def test_stored_family_by_hand():
     t = pd.read_csv(RESULTS / "small/mdp/result.csv")
     s = Stored(RESULTS / "small/mdp", "small")

@@ -21,7 +21,7 @@ from rlpapers.aent import (
 )
 from rlpapers.aent.exact import ascend, best_mass, half_mass_coefficient, optimal_value
 from rlpapers.aent.onestate import expected_reward, one_step, problem, train
-from rlpapers.aent.regularizers import METHODS, KLCov, TargetBonus, method
+from rlpapers.aent.regularizers import METHODS, ClipCov, KLCov, TargetBonus, method
 from rlpapers.aent.words import new_policy, off_support
 from rlpapers.llm.decisions import Decisions
 from rlpapers.llm.learner import LearnerConfig, Regularizer
@@ -384,3 +384,16 @@ def test_settings_tell_methods_apart(name):
         assert made(coef=0.03) != made()
     if name == "clip_cov":
         assert made(seed=1) != made()
+
+
+@pytest.mark.parametrize(
+    ("make", "changes"),
+    [
+        (ClipCov, [{"share": 0.5}, {"low": 0.5}, {"high": 9.0}, {"seed": 3}]),
+        (KLCov, [{"share": 0.5}, {"coef": 9.0}]),
+        (TargetBonus, [{"target": 0.3}, {"delta": 0.01}, {"highest": 2.0}]),
+    ],
+)
+def test_settings_hold_every_number(make, changes):
+    seen = [make().settings(), *(make(**c).settings() for c in changes)]
+    assert len({json.dumps(s, sort_keys=True) for s in seen}) == len(seen)

@@ -3,30 +3,13 @@
 import json
 
 import numpy as np
-import pandas as pd
 import pytest
 
-from rlpapers.core.checkpoint import to_csv
 from rlpapers.core.claims import load_claims
-from rlpapers.core.paths import Stored, home
+from rlpapers.core.paths import home
 from rlpapers.lqr import claims
 
 SEEDS, SIZES = 20, (8, 32, 128, 512, 2048)
-
-
-@pytest.fixture
-def evidence(tmp_path):
-    "Makes a stored run from tables and numbers."
-
-    def make(numbers=None, params=None, **tables):
-        (tmp_path / "result.json").write_text(json.dumps(numbers or {}))
-        (tmp_path / "params.yaml").write_text(json.dumps(params or {}))
-        for name, rows in tables.items():
-            data = to_csv(pd.DataFrame(rows), False)
-            (tmp_path / f"{name}.csv").write_bytes(data)
-        return [Stored(tmp_path, "small")]
-
-    return make
 
 
 def episodes(models, stable=True):

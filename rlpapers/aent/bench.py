@@ -8,12 +8,13 @@ Docs: https://rlpapers.github.io/rlpapers/aent/bench.html.md"""
 __all__ = ['SHAPES', 'PEERS', 'interleaved', 'head_calls', 'peak_megabytes', 'cpu_rows', 'random_decisions', 'update_seconds',
            'update_row', 'sampler_rows', 'peer_call', 'head_seconds', 'head_rows', 'smollm_rows', 'gpu_rows', 'bench']
 
-# %% ../../nbs/aent/12_bench.ipynb #69f2f1de
+# %% ../../nbs/aent/12_bench.ipynb #ff17cafc
 import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ import torch
 from .coefficient import AdaptiveCoefficient
 from .regularizers import method
 from ..core.parallel import thread_env, threads
-from ..core.paths import UserError, require
+from ..core.paths import MissingExtra, UserError, require
 from ..core.timing import absolute, row
 from ..llm.decisions import Decisions
 from ..llm.engines import decoding_seconds
@@ -293,6 +294,12 @@ def peer_call(
 ) -> Callable[[], torch.Tensor]:  # its loss, differentiable
     "The loss of a peer; `MissingExtra` where it is not installed."
     module, attribute = PEERS[name]
+    if name == "verl" and not find_spec("verl"):
+        raise MissingExtra(
+            "verl is not installed; its pins differ from ours, so it is in no extra: "
+            "pip install --no-deps verl",
+            name="verl",
+        )
     f = getattr(require("bench", module), attribute)
     if name == "verl":
 

@@ -7,15 +7,16 @@ Docs: https://rlpapers.github.io/rlpapers/aent/regularizers.html.md"""
 # %% auto #0
 __all__ = ['METHODS', 'EntropyBonus', 'AEnt', 'TargetBonus', 'covariances', 'ClipCov', 'KLCov', 'method']
 
-# %% ../../nbs/aent/03_regularizers.ipynb #143c4fe8
+# %% ../../nbs/aent/03_regularizers.ipynb #9a55659f
 import dataclasses
 import math
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 
 from .coefficient import AdaptiveCoefficient
+from .params import Method
 from ..core.seeding import derive, torch_generator
 from ..llm.decisions import Decisions
 from ..llm.entropy import TokenSet
@@ -248,18 +249,8 @@ class KLCov(EntropyBonus):
         change = torch.where((change < _STILL) | (held == 0), 0.0, change)
         return self.factor * (change * weights * held).sum()
 
-# %% ../../nbs/aent/03_regularizers.ipynb #b6d441f3
-METHODS = (
-    "grpo",
-    "clip_higher",
-    "entreg",
-    "skywork",
-    "clamped",
-    "full_adaptive",
-    "aent",
-    "clip_cov",
-    "kl_cov",
-)
+# %% ../../nbs/aent/03_regularizers.ipynb #504b253e
+METHODS = get_args(Method)  # names of all methods
 
 
 def method(

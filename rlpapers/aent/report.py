@@ -131,13 +131,13 @@ def plot_step(
         ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return fig
 
-# %% ../../nbs/aent/10_report.ipynb #f6cc5f66
+# %% ../../nbs/aent/10_report.ipynb #515893a5
 def plot_curves(
     table: "pd.DataFrame",  # stored: seed, method, step, and the numbers
     band: tuple[float, float] | None = None,  # H_low, H_high
     columns: tuple[str, ...] = ("entropy", "clamped_entropy", "lambda", "reward"),
 ) -> "Figure":  # one panel a number
-    "Entropy, coefficient and reward over the steps, one line a method."
+    "Numbers over the steps, means of five where there are forty; a line a method."
     import matplotlib.pyplot as plt
 
     from rlpapers.core.plots import curve, style
@@ -153,7 +153,8 @@ def plot_curves(
         for ax, column in zip(axes.flat, columns, strict=False):
             for name in table.method.unique():
                 of = wide(table[table.method == name], "step", column)
-                smooth = of.T.rolling(5, min_periods=1, center=True).mean().T
+                n = max(1, min(5, of.shape[1] // 8))  # means of n steps
+                smooth = of.T.rolling(n, min_periods=1, center=True).mean().T
                 curve(ax, of.columns, smooth.to_numpy(), *look(name), "mean")
             if band and column == "clamped_entropy":
                 ax.axhspan(*band, color="grey", alpha=0.15, lw=0)

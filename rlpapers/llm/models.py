@@ -168,8 +168,27 @@ def _same_logits(policy: Any) -> None:
             "after the head that losses from states and head would leave out"
         )
 
-# %% ../../nbs/llm/05_models.ipynb #7f067e57
-class CausalPolicy(nn.Module):
+# %% ../../nbs/llm/05_models.ipynb #a787ef4d
+class _Policy(nn.Module):
+    "Logits of a policy that has `hidden` and `head`."
+
+    def logits(
+        self,
+        hidden: Tensor,  # shape (…, D)
+    ) -> Tensor:
+        "Logits (…, V) of states (…, D)."
+        return F.linear(hidden, *self.head)
+
+    def forward(
+        self,
+        ids: Tensor,  # shape (N, L), int64
+        mask: Tensor | None = None,  # True where a token is, (N, L); None: all
+    ) -> Tensor:
+        "Logits of all positions, shape (N, L, V)."
+        return self.logits(self.hidden(ids, mask))
+
+
+class CausalPolicy(_Policy):
     "A causal language model as sampler and trainer see it."
 
     def __init__(
@@ -288,23 +307,8 @@ class CausalPolicy(nn.Module):
         cache.length += ids.shape[1]
         return out.last_hidden_state[:, -1:] if last else out.last_hidden_state
 
-    def logits(
-        self,
-        hidden: Tensor,  # shape (…, D)
-    ) -> Tensor:
-        "Logits (…, V) of states (…, D)."
-        return F.linear(hidden, *self.head)
-
-    def forward(
-        self,
-        ids: Tensor,  # shape (N, L), int64
-        mask: Tensor | None = None,  # True where a token is, (N, L); None: all
-    ) -> Tensor:
-        "Logits of all positions, shape (N, L, V)."
-        return self.logits(self.hidden(ids, mask))
-
-# %% ../../nbs/llm/05_models.ipynb #b7903b5e
-class MaskedPolicy(nn.Module):
+# %% ../../nbs/llm/05_models.ipynb #aea242bc
+class MaskedPolicy(_Policy):
     "A bidirectional model that proposes tokens at masked positions."
 
     def __init__(
@@ -421,21 +425,6 @@ class MaskedPolicy(nn.Module):
         finally:
             hook.remove()
         return seen[0]
-
-    def logits(
-        self,
-        hidden: Tensor,  # shape (…, D)
-    ) -> Tensor:
-        "Logits (…, V) of states (…, D)."
-        return F.linear(hidden, *self.head)
-
-    def forward(
-        self,
-        ids: Tensor,  # shape (N, L), int64
-        mask: Tensor | None = None,  # True where a token is, (N, L); None: all
-    ) -> Tensor:
-        "Logits of all positions, shape (N, L, V)."
-        return self.logits(self.hidden(ids, mask))
 
     def hidden_at(
         self,
