@@ -29,11 +29,14 @@ from rlpapers.communityhiding.merging import (
     Merger,
     least_shared,
     least_size,
+    merging_kernels,
 )
 from rlpapers.communityhiding.orders import ball_order, set_order
 from rlpapers.communityhiding.propagation import (
+    all_groups,
     groups_of,
     local_scratch,
+    propagation_kernels,
 )
 
 SMALL = ("kar", "lesm", "words", "dol", "polb", "football")
@@ -313,7 +316,7 @@ def follow(name: str, count: int, order: str, threshold: float = 0.8) -> dict:
 @pytest.mark.parametrize("order", ("ascending", "package"))
 @pytest.mark.parametrize("name", ALL)
 def test_edits_equal_full_runs(name, order):
-    count = 500 if name in SMALL else 120
+    count = 500
     seen = follow(name, count, order)
     assert seen["changed"] > 0
     assert seen["crossed"] > 0
@@ -402,7 +405,7 @@ def test_snapshots():
         assert live.cover().sets() == sets
         live.toggle_ids(0, 1)
         assert live.cover().sets() == live.detector.cover(live.to_arrays()).sets()
-    with pytest.raises(DetectorError, match="the snapshot has 77 nodes"):
+    with pytest.raises(DetectorError, match="the snapshot is of"):
         Angel().incremental().fit(load_graph("kar")).restore(kept[0][0])
 
 
@@ -473,6 +476,118 @@ def test_a_large_clique_needs_room_for_labels():
         assert sorted(map(len, found)) == [70, 90]
 
 
+STARS = (1200, 5000)
+
+
+@pytest.mark.parametrize("order, rng", KINDS)
+@pytest.mark.parametrize("leaves", STARS)
+def test_a_hub_without_arcs(leaves, order, rng):
+    "More neighbours than the first room for labels, none of them joined."
+    angel = Angel(order=order, rng=rng)
+    assert angel.detect(nx.star_graph(leaves)) == []
+    both = nx.disjoint_union(nx.star_graph(leaves), nx.complete_graph(7))
+    assert angel.detect(both) == [frozenset(range(leaves + 1, leaves + 8))]
+
+
+@pytest.mark.parametrize("order", ("ascending", "package"))
+def test_a_hub_that_grows(order):
+    graph = nx.disjoint_union(nx.star_graph(1000), nx.complete_graph(40))
+    live = Angel(order=order).incremental().fit(graph)
+    for v in range(1001, 1041):
+        live.toggle_ids(0, v)
+    full = Angel(order=order).cover(live.to_arrays()).sets()
+    assert live.cover().sets() == full and full
+
+
+def guarded(shape, dtype, kept):
+    "An array inside a larger one, with marks before and behind it."
+    rows, gap = (shape, 1000) if isinstance(shape, int) else (shape[0], 1000)
+    size = rows + 2 * gap
+    whole = np.full(size if isinstance(shape, int) else (size, shape[1]), 77, dtype)
+    kept.append((whole, gap))
+    part = whole[gap:-gap]
+    part[...] = 0
+    return part
+
+
+def guard_all(arrays, kept):
+    shape = lambda x: x.shape if x.ndim > 1 else len(x)
+    return tuple(guarded(shape(x), x.dtype, kept) for x in arrays)
+
+
+@pytest.mark.parametrize("package", (False, True))
+@pytest.mark.parametrize(
+    "graph",
+    [
+        nx.star_graph(900),
+        nx.complete_graph(60),
+        nx.gnp_random_graph(80, 0.4, seed=1),
+        nx.compose(nx.star_graph(400), nx.complete_graph(50)),
+    ],
+    ids="star clique random both".split(),
+)
+def test_nothing_is_written_past_the_end(graph, package):
+    "Every buffer, from far too small on, lies between marks."
+    arrays, kept = as_arrays(graph), []
+    n, rows, labels = arrays.n, slotted(arrays, 0, 0), 1
+    where, pool = guarded(n, np.int32, kept), guarded(8, np.int32, kept)
+    todo, state, egos = np.arange(n, dtype=np.int32), np.array([1, 0]), 0
+    local = guard_all(local_scratch(n, labels, package), kept)
+    k, mt = propagation_kernels(), np.zeros(0, np.int64)
+    while egos < n:
+        egos = k.egos(
+            todo, egos, n, *rows, 5, np.uint64(0), mt, where, pool, state, local
+        )
+        if state[1] == -1:
+            more = guarded(2 * len(pool), np.int32, kept)
+            more[: len(pool)] = pool
+            pool = more
+        elif state[1] == -2:
+            labels *= 2
+            local = guard_all(local_scratch(n, labels, package), kept)
+    merger = Merger(n, 0.8, 1, 1)
+    m = merging_kernels()
+    while code := m.merge_all(
+        n, where, pool, where, pool, merger.needs, guard_all(merger.arrays, kept)
+    ):
+        merger.grow(code)
+    for whole, gap in kept:
+        assert (whole[:gap] == 77).all() and (whole[-gap:] == 77).all()
+    want = all_groups(*rows, 5, 0, package)
+    assert np.array_equal(where, want[0]) and np.array_equal(pool[: state[0]], want[1])
+
+
+@pytest.mark.parametrize("kw", ({"min_community_size": float("nan")}, {"seed": 1.5}))
+def test_settings_refused(kw):
+    with pytest.raises(DetectorError, match="integer"):
+        Angel(**kw)
+    for bad in ("x", None):
+        with pytest.raises(DetectorError, match="threshold"):
+            Angel(bad)
+    for bad in (0, -5, 2.7):
+        with pytest.raises(DetectorError, match="min_community_size"):
+            Angel(0.8, bad)
+
+
+def test_names_of_proxies_that_are_taken():
+    club = nx.relabel_nodes(load_graph("kar"), {5: ("proxy", 1)})
+    with pytest.raises(GraphInputError, match="already has a node"):
+        Angel().incremental().fit(club, 2)
+    Angel().incremental().fit(club, 1)
+    for bad in (-1, 1.5):
+        with pytest.raises(GraphInputError, match="extra_nodes"):
+            Angel().incremental().fit(club, bad)
+
+
+def test_snapshots_of_others_are_refused():
+    club = as_arrays(load_graph("kar"))
+    live = Angel().incremental().fit(club)
+    for other in (Angel(0.5), Angel(seed=1), Angel(order="package")):
+        with pytest.raises(DetectorError, match="the snapshot is of"):
+            live.restore(other.incremental().fit(club).snapshot())
+    live.restore(Angel().incremental().fit(club).snapshot())
+
+
 # ------------------------------------------------------------------ the package
 
 FOLDER = os.environ.get("RLPAPERS_GRAPHS")  # of graphs that are not ours to carry
@@ -533,6 +648,20 @@ def test_the_package_mixes_up_permuted_numbers():
     assert ours.detect(graph) == [frozenset(range(7))]
     named = nx.relabel_nodes(graph, {v: v + 100 for v in graph})
     assert package_angel(named, 0.8, 0) == {frozenset(range(100, 107))}
+
+
+@pytest.mark.peer
+def test_names_that_the_package_refuses_and_ours_takes():
+    six = nx.complete_graph(7)
+    for name in (lambda v: (v,), lambda v: v + 0.5):
+        graph = nx.relabel_nodes(six, {v: name(v) for v in six})
+        with pytest.raises((ValueError, KeyError, TypeError, AttributeError)):
+            package_angel(graph, 0.8, 0)
+        assert Angel().detect(graph) == [frozenset(graph)]
+    two = nx.relabel_nodes(nx.complete_bipartite_graph(6, 6), "v{}".format)
+    with pytest.raises((ValueError, KeyError)):
+        package_angel(two, 0.8, 0)
+    assert Angel(order="package").detect(two) == []
 
 
 @pytest.mark.peer

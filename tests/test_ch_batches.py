@@ -14,6 +14,7 @@ from rlpapers.communityhiding.graphs import (
     BudgetError,
     DetectorError,
     GraphArrays,
+    GraphInputError,
     TargetError,
     as_arrays,
     load_graph,
@@ -284,17 +285,57 @@ def test_isolating_the_user_hides():
 
 
 def test_a_user_in_two_communities_must_leave_both():
-    "u is in two cliques of eight; leaving one is enough only for that one."
+    "Node 0 is in two cliques; cut out of the first it has left only that one."
     a, b = nx.complete_graph(8), nx.complete_graph([0, *range(8, 15)])
     arrays = as_arrays(nx.compose(a, b))
-    cover = Angel().cover(arrays).sets()
-    mine = [c for c in cover if 0 in c]
+    mine = [c for c in Angel().cover(arrays).sets() if 0 in c]
+    first = [c for c in mine if c <= set(range(8))]
+    second = [c for c in mine if c <= {0, *range(8, 15)}]
+    assert first and second and len(first) + len(second) == len(mine)
     batch = HidingBatch(arrays, 0, 9, len(mine))
     marks = np.array([[v in c for v in range(15)] for c in mine])
-    s = batch.reset(
-        range(len(mine)), [0] * len(mine), marks, [0] * len(mine), [[]] * len(mine)
-    )
-    assert len(mine) >= 2 and (s == 1).all()
+    R = range(len(mine))
+    s = batch.reset(R, [0] * len(mine), marks, [0] * len(mine), [[]] * len(mine))
+    assert (s == 1).all()
+    of_first = np.array([c in first for c in mine])
+    for v in range(1, 8):
+        batch.step([0] * len(mine), [v] * len(mine))
+    assert batch.hidden[of_first].all() and not batch.hidden[~of_first].any()
+    assert (batch.similarity[~of_first] == 1).all() and not batch.uncovered.any()
+    for v in range(8, 15):
+        batch.step([0] * len(mine), [v] * len(mine))
+    assert batch.hidden.all() and batch.uncovered.all()
+
+
+@pytest.mark.parametrize("leaves", (1200, 5000))
+def test_a_hub_without_arcs(leaves):
+    "More neighbours than the first room for labels, none of them joined."
+    arrays = as_arrays(nx.star_graph(leaves))
+    batch = HidingBatch(arrays, 2, 3, 2, threads=2)
+    marks = np.zeros((2, leaves + 1), bool)
+    marks[0, :9] = marks[1, :4] = True
+    hub = [[(0, leaves + 1), (0, leaves + 2)], [(3, leaves + 1)]]
+    s = batch.reset([0, 1], [0, 3], marks, [0, 1], hub)
+    assert (s == 0).all() and batch.uncovered.all()
+    batch.step([0, 1], [5, 0])
+    assert batch.deg[0, 0] == leaves + 1 and batch.deg[1, 0] == leaves + 1
+
+
+def test_injections_go_to_the_row_they_are_for():
+    "Rows in any order, injections of different lengths."
+    arrays, rng = as_arrays(load_graph("kar")), np.random.default_rng(8)
+    pairs = pairs_of(arrays)
+    tasks = [pairs[i] for i in rng.integers(len(pairs), size=4)]
+    marks = np.array([[v in c for v in range(34)] for _, c in tasks])
+    edges = [injection(rng, u, 34, 3)[: 1 + i] for i, (u, _) in enumerate(tasks)]
+    batch = HidingBatch(arrays, 3, 2, 6)
+    rows = [5, 0, 3, 2]
+    batch.reset(rows, [u for u, _ in tasks], marks, [0, 1, 2, 3], edges)
+    for i, b in enumerate(rows):
+        have = {tuple(e) for e in batch.arrays(b).edges.tolist()}
+        have -= {tuple(e) for e in arrays.edges.tolist()}
+        assert have == {tuple(sorted(e)) for e in edges[i]}
+        assert batch.similarity[b] == judged(batch, b, tasks[i], i)[0]
 
 
 def test_refusals():
@@ -304,30 +345,75 @@ def test_refusals():
         ({"budget": 0}, "budget must"),
         ({"size": 0}, "size must"),
         ({"threads": 0}, "threads must"),
-        ({"tau": 1.5}, "tau must"),
+        ({"k": 1.7}, "k must"),
+        ({"budget": 2.9}, "budget must"),
     ):
         with pytest.raises(BudgetError, match=what):
             HidingBatch(club, **({"k": 1, "budget": 1, "size": 1} | kw))
+    for tau in (1.0, -0.1, float("nan"), "a"):
+        with pytest.raises(TargetError, match="tau must"):
+            HidingBatch(club, 1, 1, 1, tau)
+    with pytest.raises(GraphInputError):
+        HidingBatch(nx.DiGraph([(0, 1)]), 1, 1, 1)
+    taken = nx.relabel_nodes(load_graph("kar"), {3: ("proxy", 0)})
+    with pytest.raises(GraphInputError, match="already has a node"):
+        HidingBatch(taken, 1, 1, 1)
+    assert HidingBatch(taken, 0, 1, 1).n == 34
     with pytest.raises(DetectorError, match="threshold"):
         HidingBatch(club, 1, 1, 1, threshold=1.0)
     batch = HidingBatch(club, 1, 2, 2)
     with pytest.raises(DetectorError, match="after reset"):
         batch.step([0, 0], [1, 1], [True, True])
     start(batch, np.random.default_rng(0))
-    mark = np.ones((1, 34), bool)
+    mark, deg = np.ones((1, 34), bool), batch.deg.copy()
     for args, what in (
         (([2], [0], mark, [0], [[]]), "rows must lie"),
+        (([0.5], [0], mark, [0], [[]]), "rows must be integers"),
         (([0], [34], mark, [0], [[]]), "targets must lie"),
-        (([0], [0], mark[:, :5], [0], [[]]), "communities of shape"),
+        (([0], [0], mark[:, :5], [0], [[]]), "communities of 34 nodes"),
+        (([0], [0], mark, [0, 1], [[]]), "as many targets, seeds"),
+        (([0, 1], [0, 1], np.ones((2, 34), bool), [5], [[], []]), "as many"),
         (([0], [0], mark, [0], [[(0, 0)]]), "injected edges"),
         (([0], [0], mark, [0], [[(0, 35)]]), "injected edges"),
+        (([0], [0], mark, [0], [[(0, 1)]]), "have a proxy"),
+        (([0], [0], mark, [0], [[(0, 34), (34, 0)]]), "each be given once"),
+        (([0], [0], mark, [0], [[(0.5, 34)]]), "injected must be integers"),
         (([0], [0], np.eye(34, dtype=bool)[:1], [0], [[]]), "two or more"),
     ):
         with pytest.raises(TargetError, match=what):
             batch.reset(*args)
+    with pytest.raises(DetectorError, match="detector_seeds"):
+        batch.reset([0], [0], mark, [1.5], [[]])
+    assert np.array_equal(batch.deg, deg) and batch._live.all()
     u = int(batch.target[0])
-    for source, dest in ((0, u), (1, 34), (2, 3), (-1, 3), (0, 35), (0, -1)):
+    for source, dest in (
+        (0, u),
+        (1, 34),
+        (2, 3),
+        (-1, 3),
+        (0, 35),
+        (0, -1),
+        (0, 2**32),
+    ):
         with pytest.raises(DetectorError, match="environment 0 cannot toggle"):
             batch.step([source, 0], [dest, 0], [True, False])
+    with pytest.raises(TargetError, match="source must be integers"):
+        batch.step([0.7, 0], [3, 3])
+    for wrong in (([0], [3]), ([[0, 0]], [[3, 3]])):
+        with pytest.raises(DetectorError, match="2 entries each"):
+            batch.step(*wrong)
+    with pytest.raises(DetectorError, match="2 entries each"):
+        batch.step([0, 0], [3, 3], [1, 0])
+    for look in (batch.cover, batch.arrays):
+        for b in (-1, 2, 0.5):
+            with pytest.raises(DetectorError, match="no environment"):
+                look(b)
+    out = np.zeros((2, 35, 9), np.float32)
+    for rows in ([10**6], [-1], [[0]]):
+        with pytest.raises(DetectorError, match="rows lie below"):
+            batch.features(out, np.zeros(2), rows)
+    for left in (np.zeros(0), np.zeros(3), 0.5):
+        with pytest.raises(DetectorError, match="budget_left has 2"):
+            batch.features(out, left)
     with pytest.raises(DetectorError, match="features go into"):
         batch.features(np.zeros((2, 34, 9), np.float32), np.zeros(2))

@@ -50,6 +50,7 @@ from rlpapers.communityhiding.heuristics import (
     shared_edges,
 )
 from rlpapers.communityhiding.injection import budget_unit
+from rlpapers.communityhiding.nmi import overlapping_nmi
 from rlpapers.communityhiding.partitions import PartitionDetector
 from rlpapers.communityhiding.searches import (
     ExhaustiveSearch,
@@ -131,6 +132,7 @@ def test_contract(name, proxies):
     "Edits are within the budget and allowed, and have the effect that is reported."
     hider = METHODS[name](ANGEL, proxies=proxies)
     for task in TASKS:
+        published = ANGEL.detect(task.graph)
         result = hider.hide(task)
         own = task if hider.proxies else task.plain()
         ids = [(own.id(a), own.id(b)) for a, b in result.edits]
@@ -151,9 +153,30 @@ def test_contract(name, proxies):
         assert result.kept_ties == len(kept) / len(ties)
         assert result.isolated == (set(graph[own.target]) <= set(own.names[own.n :]))
         assert result.uncovered == (not any(own.target in c for c in found))
-        assert 0 <= result.nmi <= 1 and result.seconds > 0 and result.queries >= 1
+        inside = [c & set(task.graph.names) for c in found]
+        nmi = overlapping_nmi(published, [c for c in inside if c])
+        assert result.nmi == pytest.approx(nmi, abs=1e-9)
+        assert result.seconds > 0 and result.queries >= 1 + len(ids)
         if own.protect_ties:
             assert result.kept_ties == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_queries_are_the_graphs_that_the_detector_saw(name):
+    "A detector that writes down each graph; the published one is not a query."
+    seen = set()
+
+    def watched(graph):
+        seen.add((len(graph), frozenset(map(frozenset, graph.edges))))
+        return ANGEL.detect(graph)
+
+    for task in (TASKS[0], TASKS[7], TASKS[-1]):
+        seen.clear()
+        result = METHODS[name](watched).hide(task)
+        edges = task.graph.to_networkx().edges
+        published = (task.n, frozenset(map(frozenset, edges)))
+        own = task.k and result.injected_edges
+        assert result.queries == len(seen - {published} if own else seen)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -171,7 +194,7 @@ def test_seeds_matter(name):
     assert made[0] != made[1]
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"GradientCMH"}))
+@pytest.mark.parametrize("name", METHODS)
 def test_stops_at_the_first_success(name):
     "No shorter beginning of the edits would have done; later ones are made on demand."
     for task in TASKS:
@@ -180,7 +203,7 @@ def test_stops_at_the_first_success(name):
             session = HidingSession(task, ANGEL)
             for a, b in edits[:i]:
                 session.toggle(task.id(a), task.id(b), anywhere=True)
-            assert not session.hidden() or i == len(edits)
+            assert not session.hidden()
 
 
 @pytest.mark.parametrize("name", ("Random", "Degree", "DICE", "DisconnectInternal"))
@@ -194,26 +217,31 @@ def test_goes_on_when_asked(name):
     assert more
 
 
+def method_on(name, task, detector, **more):
+    "A method for a graph that is smaller than the one that UNTRAINED knows."
+    if name != "DRLAgent":
+        return METHODS[name](detector, **more)
+    return AgentHider(detector, train_agent([task], detector, episodes=0), **more)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_budget_above_everything(name):
     "A method stops by itself when nothing is left to do."
     graph = nx.complete_graph(7)
     task = HidingTask(graph, 0, range(6), budget=500, k=1)
-    if name == "DRLAgent":
-        return
-    hider = METHODS[name](lambda g: [set(g)], proxies=True, stop_early=False)
+    hider = method_on(name, task, lambda g: [set(g)], proxies=True, stop_early=False)
     made = hider.hide(task).edits
     assert len(made) <= 7 + 6 + 5 and not hider.hide(task).success
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"DRLAgent"}))
+@pytest.mark.parametrize("name", METHODS)
 def test_users_without_a_tie_or_a_community(name):
     graph = nx.empty_graph(6)
     graph.add_edges_from([(1, 2), (2, 3), (3, 1)])
     for k in (0, 2):
         lonely = HidingTask(graph, 0, {0, 1, 2}, k=k, budget=2)
-        assert METHODS[name](ANGEL).hide(lonely).success  # ANGEL lists nobody
-        listed = METHODS[name](lambda g: [{0, 1, 2}]).hide(lonely)
+        assert method_on(name, lonely, ANGEL).hide(lonely).success  # lists nobody
+        listed = method_on(name, lonely, lambda g: [{0, 1, 2}]).hide(lonely)
         assert not listed.success and len(listed.edits) <= 2
 
 
@@ -440,19 +468,21 @@ def test_heuristics_from_their_wording(seed, proxies):
     want = {"Degree": list(zip(sources, by_degree, strict=False))[:5]}
     grown = task.start.to_networkx()
     grown = nx.convert_node_labels_to_integers(grown)
-    full = dict(grown.degree)
-    hub = ranked(full, grown[0])[0]
-    meet = [w for w in grown[0] if w != hub and not grown.has_edge(hub, w)]
-    meet = sorted(meet, key=lambda w: (full[w], w))
+    hub = ranked(degree, graph[0])[0]  # proxies take no part
+    meet = [w for w in graph[0] if w != hub and not graph.has_edge(hub, w)]
+    meet = sorted(meet, key=lambda w: (degree[w], w))
     want["ROAM"] = [(0, hub), *((hub, w) for w in meet)][:5]
     inner = {v: sum(w in C for w in grown[v]) for v in grown}
     cut = [(0, v) for v in ranked(inner, set(graph[0]) & C)]
     outer = ranked(degree, set(range(n)) - C)
     turns = itertools.cycle([0, 20, 21] if proxies else [0])
-    new = [
-        (j, v) for j, v in zip(turns, outer, strict=False) if not grown.has_edge(j, v)
-    ]
-    want["DICE"] = [*cut[:2], *new][:5]
+    want["DICE"] = cut[:2]
+    while len(want["DICE"]) < 5:
+        j = next(turns)
+        v = next(v for v in outer if not grown.has_edge(j, v))
+        grown.add_edge(j, v)
+        want["DICE"] = [*want["DICE"], (j, v)]
+    grown.remove_edges_from(want["DICE"][len(cut[:2]) :])
     for name, edits in want.items():
         hider = METHODS[name](lambda g: [set(g)], proxies=proxies, stop_early=False)
         assert hider.run(task).edits == edits, name
@@ -479,7 +509,60 @@ def test_centralities_of_networkx():
     graph.remove_edge(0, 1)
     want = [sum(w < 10 for w in graph[v]) for v in range(34)]
     got = inside_degree(session, range(34))
-    assert got.tolist() == [w + (v == 0) * 0 for v, w in enumerate(want)]
+    assert got.tolist() == want
+
+
+def star_task(**more):
+    "Node 0 among four, who know nobody else."
+    return HidingTask(nx.star_graph(4), 0, {0, 1}, k=1, **more)
+
+
+NEVER = lambda g: [set(g)]
+
+
+@pytest.mark.parametrize("bug", (False, True))
+def test_greedy_asks_every_source_before_it_ends(bug):
+    "The user knows all outsiders and may cut none; its proxy can still meet them."
+
+    def edits(task):
+        return GreedyHider(NEVER, stop_early=False, bug_compatible=bug).run(task).edits
+
+    assert edits(star_task(budget=3, protect_ties=True)) == [(5, 2), (5, 3), (5, 4)]
+    free = edits(star_task(budget=9))
+    assert sorted(free) == [(0, 1), (5, 2), (5, 3), (5, 4)]
+    assert edits(star_task(budget=9).plain()) == [(0, 1)]
+
+
+@pytest.mark.parametrize("method", (DICEHider, GreedyHider))
+def test_additions_end_when_no_source_has_one(method):
+    "With a budget above everything all pairs of a source and an outsider are joined."
+    task = HidingTask(graph_of("kar"), 0, range(17), k=3, budget=200)
+    session = method(NEVER, stop_early=False).run(task)
+    assert all(session.has_edge(j, v) for j in task.sources for v in range(17, 34))
+    inner, outer = task.ties & task.C, task.ties - task.C
+    assert len(session.edits) == len(inner) + 4 * 17 - len(outer) == 76
+
+
+def test_an_outsider_that_the_user_knows_is_left_for_the_proxies():
+    graph = nx.star_graph(4)
+    graph.add_edges_from([(4, 5), (4, 6), (4, 7)])
+    task = HidingTask(graph, 0, {0, 1}, k=1, budget=4)
+    edits = DICEHider(NEVER, stop_early=False).run(task).edits
+    assert edits == [(0, 1), (0, 5), (8, 4), (0, 6)]
+
+
+def test_proxies_take_no_part_in_roam():
+    "Not as the hub that is cut, nor among those it meets (our choice)."
+    made = 0
+    for name in ("kar", "lesm"):
+        for task in tasks_of(name, 20, budget=6, c=4, p=1.0):
+            edits = ROAMHider(NEVER, stop_early=False).hide(task).edits
+            plain = ROAMHider(NEVER, False, stop_early=False).hide(task).edits
+            assert edits == plain and len(edits) >= 1
+            made += len(edits)
+        shut = task.replace(protect_ties=True)
+        assert ROAMHider(NEVER, stop_early=False).hide(shut).edits == ()
+    assert made > 100
 
 
 def test_random_pairs_are_even():
@@ -605,6 +688,23 @@ def test_agent_training_repeats_and_follows_its_seed():
         train_agent([*tasks, tasks_of("lesm", 1)[0]], greedy, episodes=1)
 
 
+def leave(graph):
+    "Two halves of karate; node 9 is in the first by its tie to node 2 only."
+    half = set(range(17))
+    return [half if graph.has_edge(9, 2) else half - {9}, set(range(17, 34))]
+
+
+@pytest.mark.parametrize("seed", (0, 1, 2))
+def test_agent_learns_from_episodes_of_one_step(seed):
+    "One edit, one legal pick among 34: its return must not be normalised away."
+    shut = [(9, v) for v in range(17, 34)]
+    task = HidingTask(graph_of("kar"), 9, range(17), budget=1, forbidden=shut)
+    agent = train_agent([task], leave, episodes=300, seed=seed, lr=1e-2)
+    won = [line["success"] for line in agent.curve]
+    assert np.mean(won[-50:]) > np.mean(won[:30]) + 0.5
+    assert agent.chances(task.graph).argmax() == 2
+
+
 # ------------------------------------------------------------ published numbers, T15
 
 
@@ -616,10 +716,17 @@ def test_agent_training_repeats_and_follows_its_seed():
     ],
 )
 def test_success_rates_of_the_predecessor(method, published):
-    "Karate, greedy modularity, all pairs nine times (306 trials), without early stop."
+    """Karate, greedy modularity, all 34 pairs, without early stop.
+
+    Random draws its edits: nine seeds are 306 trials. ROAM draws nothing: its nine
+    seeds are the same 34 trials nine times, and the rate is that of 34.
+    """
     greedy = PartitionDetector("greedy")
     tasks = make_tasks(graph_of("kar"), greedy, c=0)
     for budget, want in published.items():
         hiders = [method(greedy, False, seed=s, stop_early=False) for s in range(9)]
-        won = [h.hide(t.replace(budget=budget)).success for h in hiders for t in tasks]
-        assert abs(100 * np.mean(won) - want) < 8, (budget, np.mean(won))
+        made = [[h.hide(t.replace(budget=budget)) for t in tasks] for h in hiders]
+        rates = [np.mean([r.success for r in results]) for results in made]
+        assert abs(100 * np.mean(rates) - want) < 8, (budget, np.mean(rates))
+        plans = {tuple(r.edits for r in results) for results in made}
+        assert len(plans) == (1 if method is ROAMHider else 9)

@@ -1,6 +1,7 @@
 "Tasks and sessions: budgets (T13), injection, legal edits, every refusal, toggles."
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,6 +37,7 @@ from rlpapers.communityhiding.injection import (
     draw_injection,
     inject_proxies,
     proxies_of,
+    proxy_names,
 )
 from rlpapers.communityhiding.sessions import (
     HidingSession,
@@ -100,13 +102,13 @@ def test_budget_unit_at_its_edges(n, m, unit):
     assert budget_unit(GraphArrays(n, pairs)) == unit
 
 
-@pytest.mark.parametrize("beta", (0, -1, float("nan"), float("inf")))
+@pytest.mark.parametrize("beta", (0, -1, float("nan"), float("inf"), None, "1"))
 def test_budget_factor_refused(beta):
     with pytest.raises(BudgetError, match="beta must be a number above 0"):
         budget_of(KARATE, beta)
 
 
-@pytest.mark.parametrize("c", (-0.1, float("nan"), float("inf")))
+@pytest.mark.parametrize("c", (-0.1, float("nan"), float("inf"), None, "1", ""))
 def test_proxy_factor_refused(c):
     with pytest.raises(BudgetError, match="c must be a number of at least 0"):
         proxies_of(KARATE, c)
@@ -186,13 +188,25 @@ def test_targets_refused(target, community, text):
 @pytest.mark.parametrize(
     ("field", "value", "text"),
     [
-        ("budget", 0, "the budget must be at least 1 edit, got 0"),
+        ("budget", 0, "the budget must be at least 1, got 0: give a whole number"),
         ("budget", -3, "got -3"),
         ("budget", 1.5, "got 1.5"),
+        ("budget", float("nan"), "got nan: give a whole number of edits, or None"),
+        ("budget", float("inf"), "got inf: give"),
+        ("budget", -float("inf"), "got -inf: give"),
+        ("budget", "3", "got '3': give"),
+        ("budget", [3], "got \\[3\\]: give"),
         ("k", -1, "the number of proxies, must be at least 0, got -1"),
         ("k", 0.5, "got 0.5"),
+        ("k", float("nan"), "got nan: give a whole number, 0 for none, or proxies_of"),
+        ("k", float("inf"), "got inf: give"),
+        ("k", None, "got None: give"),
+        ("k", "2", "got '2': give"),
         ("p", 1.1, "p must lie in \\[0, 1\\], got 1.1"),
-        ("p", float("nan"), "got nan"),
+        ("p", float("nan"), "got nan: it is the chance of an edge between two"),
+        ("p", float("inf"), "got inf"),
+        ("p", None, "got None"),
+        ("p", "0.5", "got '0.5'"),
     ],
 )
 def test_budgets_refused(field, value, text):
@@ -200,10 +214,31 @@ def test_budgets_refused(field, value, text):
         HidingTask(KARATE, 8, CLUB, **{field: value})
 
 
-@pytest.mark.parametrize("tau", (1, -0.1, float("nan")))
+@pytest.mark.parametrize(
+    "tau", (1, -0.1, float("nan"), float("inf"), None, "0.5", "a", [0.5])
+)
 def test_thresholds_refused(tau):
-    with pytest.raises(TargetError, match="tau must lie in"):
+    text = re.escape(f"tau must lie in [0, 1), got {tau!r}: it is the similarity")
+    with pytest.raises(TargetError, match=text):
         HidingTask(KARATE, 8, CLUB, tau=tau)
+
+
+@pytest.mark.parametrize("k", (float("nan"), float("inf"), None, "2", -1, 0.5))
+def test_injections_refused(k):
+    for call in (
+        lambda: inject_proxies(KARATE, 8, k),
+        lambda: draw_injection(8, 34, k),
+        lambda: proxy_names((), k),
+    ):
+        with pytest.raises(BudgetError, match="number of proxies, must be at least 0"):
+            call()
+
+
+def test_numbers_of_numpy_are_numbers():
+    put = dict(budget=np.int64(4), k=np.float32(2), p=np.float64(1), tau=np.float32(0))
+    task = HidingTask(KARATE, 8, CLUB, **put)
+    assert (task.budget, task.k, len(task.injected)) == (4, 2, 3)
+    assert type(task.budget) is type(task.k) is int
 
 
 @pytest.mark.parametrize("pair", [(8, 8), (8,), (8, 0, 1), (8, 99), (8, ("proxy", 0))])

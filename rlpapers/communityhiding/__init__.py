@@ -98,5 +98,5 @@ _MODULES = {
 __getattr__, __dir__, __all__ = lazy_package(
     __name__,
     _MODULES,
-    "adjacency agreement attempts backends bench circles claims coalitions convolution draws episodes files merging orders params propagation reference report trials verdicts",
+    "adjacency agreement attempts backends bench circles claims coalitions convolution draws encoder episodes files heads merging orders params propagation reference report trials verdicts",
 )
