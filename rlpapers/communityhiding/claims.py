@@ -10,7 +10,7 @@ __all__ = ['KEY', 'PARTITIONS', 'LARGE', 'CLAIMS', 'gain', 'naive_partitions', '
            'budget_curve', 'proxies_optimum', 'proxies_free', 'proxies_protected', 'factored', 'memory', 'shaping',
            'held_out', 'large_baselines', 'large_odrl', 'large_gain', 'large_disconnect', 'budgets_proxies']
 
-# %% ../../nbs/communityhiding/46_claims.ipynb #cfb19d97
+# %% ../../nbs/communityhiding/46_claims.ipynb #868eec62
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,7 +18,7 @@ import pandas as pd
 
 from .evaluation import mcnemar_exact, paired_bootstrap
 from .params import BASELINES
-from .plots import label
+from .plots import label, rates
 from .report import f1_interval
 from ..core.claims import Finding, combine, decide
 from ..core.paths import Stored
@@ -199,12 +199,13 @@ def odrl_optimum(evidence: list[Stored]) -> Finding:
     rows = _graph(evidence[0], "kar")
     own = rows[rows.method == "odrl"].dropna(subset=["success"])
     best = rows[rows.method == "exhaustive"].dropna(subset=["success"])
-    iv = wilson(int(own.success.sum()), len(own))
+    r = rates(own).iloc[0]
+    iv = Interval(r.sr, r.low, r.high, int(r.n))
     edits, least = own.edits.mean(), best.edits.mean()
     passed = iv.value >= 0.95 and edits <= 1.6
     note = f"{edits:.3f} edits on average; the least possible are {least:.3f}"
     status = _yes(passed) if own.seed.nunique() >= 3 else "undecided"
-    return Finding(iv.value, iv, len(own), status, note)
+    return Finding(iv.value, iv, iv.n, status, note)
 
 
 def new_seeds(evidence: list[Stored]) -> Finding:

@@ -78,11 +78,12 @@ def rates(
     by = [by] if isinstance(by, str) else list(by)
     return summary_table(rows, by).reset_index()
 
-# %% ../../nbs/communityhiding/43_plots.ipynb #c0d23339
+# %% ../../nbs/communityhiding/43_plots.ipynb #10092e19
 def plot_sr_vs_budget(
     rows: pd.DataFrame,  # columns method, budget, node, success, nmi
     column: str = "sr",  # "sr", "nmi" or "f1"
-) -> "Figure":  # a line a method; of success rates with 95 % Wilson intervals
+    bands: Collection[str] = ("odrl",),  # success rates with a 95 % Wilson interval
+) -> "Figure":  # a line a method
     "What does a larger budget bring?"
     import matplotlib.pyplot as plt
 
@@ -95,7 +96,8 @@ def plot_sr_vs_budget(
         for m in order:
             part = t[t.method == m].sort_values("budget")
             y = part[column].to_numpy()
-            ends = (part.low, part.high) if column == "sr" else (y, y)
+            banded = column == "sr" and m in bands
+            ends = (part.low, part.high) if banded else (y, y)
             curve(ax, part.budget, (y, *map(np.asarray, ends)), label(m), look(m))
         names = {"sr": "success rate", "nmi": "NMI", "f1": "F1"}
         ax.set(xlabel="edits allowed", ylabel=names[column], ylim=(-0.03, 1.03))
