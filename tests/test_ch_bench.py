@@ -78,6 +78,6 @@ def test_attempts_are_of_the_budget_unit():
 def test_all_rows_at_smoke():
     pytest.importorskip("cdlib.algorithms")
     rows = bench.bench("smoke")
-    assert [set(r) for r in rows] == [ROW] * len(rows) and len(rows) == 9
+    assert [set(r) for r in rows] == [ROW] * len(rows) and len(rows) == 19
     assert all(r["ok"] is None for r in rows)
     assert all(r["ratio"] for r in rows[:4])
