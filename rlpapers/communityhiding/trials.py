@@ -60,6 +60,7 @@ from rlpapers.communityhiding.tasks import (
     sample_targets,
 )
 from .training import ODRLConfig, train_odrl
+from .verdicts import cover_similarity, others
 from ..core.checkpoint import has_state
 from ..core.seeding import derive, numpy_generator, pick_device
 from ..core.unit import Unit
@@ -292,18 +293,7 @@ def naive_unit(
 
 def _floor(tasks: Sequence[HidingTask], cover: Cover, tau: float) -> list[bool]:
     "Which targets another cover of the same graph hides."
-    return [_similar(t, cover) <= tau for t in tasks]
-
-
-def _similar(task: HidingTask, cover: Cover) -> float:
-    "Similarity of the user's communities in a cover of the original graph."
-    best, rest = 0.0, len(task.C) - 1
-    for i in cover.containing(task.u):
-        c = cover[int(i)].tolist()
-        both = sum(v in task.C for v in c) - 1
-        if len(c) > 1:
-            best = max(best, 2 * both / (len(c) - 1 + rest))
-    return best
+    return [cover_similarity(cover, t, others(t, t.C)) <= tau for t in tasks]
 
 # %% ../../nbs/communityhiding/45_trials.ipynb #2e1e5516
 def floor_unit(
