@@ -8,8 +8,8 @@ Docs: https://rlpapers.github.io/rlpapers/communityhiding/report.html.md"""
 __all__ = ['HEADS', 'ARMS', 'f1_interval', 'plot_methods', 'method_table', 'plot_naive', 'plot_floor', 'plot_arms',
            'plot_training']
 
-# %% ../../nbs/communityhiding/44_report.ipynb #00d248bb
-from collections.abc import Sequence
+# %% ../../nbs/communityhiding/44_report.ipynb #5f114090
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,9 +45,10 @@ def f1_interval(
     value = hiding_f1(*np.minimum(rows[["success", "nmi"]].mean(), 1.0))
     return Interval(value, float(low), float(high), n)
 
-# %% ../../nbs/communityhiding/44_report.ipynb #10954fa5
+# %% ../../nbs/communityhiding/44_report.ipynb #7d55cc61
 def plot_methods(
     rows: pd.DataFrame,  # columns graph, method, success, nmi
+    named: Callable[[str], str] = label,  # how a method is called
 ) -> "Figure":  # a panel a graph
     "F1 of every method with 95 % intervals; the open mark is its success rate."
     import matplotlib.pyplot as plt
@@ -65,7 +66,7 @@ def plot_methods(
             part = rows[rows.graph == g]
             found = [f1_interval(part[part.method == m]) for m in order]
             sr = [part[part.method == m].success.mean() for m in order]
-            names = [label(m) for m in order]
+            names = [named(m) for m in order]
             interval_dots(ax, names, found, sr, "success rate", list(map(look, order)))
             ax.get_legend().remove()
             ax.set(title=g, xlabel="F1", xlim=(-0.04, 1.04))
@@ -173,27 +174,8 @@ ARMS = {
 def plot_arms(
     rows: pd.DataFrame,  # columns graph, arm, success, nmi
 ) -> "Figure":  # a panel a graph
-    "F1 of every arm with 95 % intervals; the open mark is its success rate."
-    import matplotlib.pyplot as plt
-
-    from rlpapers.core.plots import interval_dots, style
-
-    graphs, arms = (list(dict.fromkeys(rows[c])) for c in ("graph", "arm"))
-    with style():
-        fig, axes = plt.subplots(
-            1, len(graphs), figsize=(2.6 * len(graphs) + 2, 0.27 * len(arms) + 0.9),
-            sharey=True, squeeze=False,
-        )  # fmt: skip
-        for ax, g in zip(axes[0], graphs, strict=True):
-            part = rows[rows.graph == g]
-            found = [f1_interval(part[part.arm == a]) for a in arms]
-            sr = [part[part.arm == a].success.mean() for a in arms]
-            names = [ARMS.get(a, a) for a in arms]
-            interval_dots(ax, names, found, sr, "success rate")
-            ax.get_legend().remove()
-            ax.set(title=g, xlabel="F1", xlim=(-0.04, 1.04))
-        axes[0, -1].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
-    return fig
+    "`plot_methods` of arms."
+    return plot_methods(rows.assign(method=rows.arm), lambda arm: ARMS.get(arm, arm))
 
 # %% ../../nbs/communityhiding/44_report.ipynb #a9b11bc2
 def plot_training(
