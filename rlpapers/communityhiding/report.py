@@ -57,9 +57,10 @@ def plot_methods(
 
     graphs = list(dict.fromkeys(rows.graph))
     order = list(dict.fromkeys(rows.method))
+    wide = max(2.4 * len(graphs) + 1.4, 5.4)
     with style():
         fig, axes = plt.subplots(
-            1, len(graphs), figsize=(2.4 * len(graphs) + 1.4, 0.24 * len(order) + 0.9),
+            1, len(graphs), figsize=(wide, 0.24 * len(order) + 0.9),
             sharey=True, squeeze=False,
         )  # fmt: skip
         for ax, g in zip(axes[0], graphs, strict=True):
